@@ -1,0 +1,1 @@
+"""Rewrite the convolutions of a trained model."""

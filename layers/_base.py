@@ -1,0 +1,122 @@
+"""What all layers have in common: the geometry attributes of ``nn.Conv2d`` and the way they are made from one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ._geometry import PADDING_MODES, IntOrInts, Padding, normalise_padding, per_axis
+
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+_CONV_CLASSES: dict[int, type[Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class ConvLayer(nn.Module):
+    """Base of the layers that take the place of a convolution.
+
+    It is no ``nn.Conv2d``, but has its geometry: ``in_channels, out_channels, kernel_size, stride, padding, dilation,
+    groups, padding_mode``. ``padding="same"`` is allowed with any stride and then gives ``ceil(input / stride)``
+    outputs, as in TensorFlow.
+
+    Every layer has a class method ``from_conv(conv, *, generator=None, **options)`` that makes one which computes what
+    ``conv`` computes and carries its weights; ``conv.padding`` may be ``"same"`` with any stride there. It raises
+    ``ValueError`` where `unsupported_reason` gives a reason. Random starts come from ``generator``, a CPU generator.
+    """
+
+    dims: ClassVar[int]
+    """Number of spatial axes."""
+
+    new_parameter_names: ClassVar[tuple[str, ...]] = ()
+    """Parameters that a plain convolution does not have (those that exist in this instance; see `new_parameters`)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrInts,
+        stride: IntOrInts,
+        padding: Padding,
+        dilation: IntOrInts,
+        groups: int,
+        padding_mode: str,
+    ) -> None:
+        super().__init__()
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups must divide in_channels and out_channels, got groups={groups}, "
+                f"in_channels={in_channels}, out_channels={out_channels}"
+            )
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = per_axis(kernel_size, self.dims, "kernel_size")
+        self.stride = per_axis(stride, self.dims, "stride")
+        self.padding = normalise_padding(padding, self.dims)
+        self.dilation = per_axis(dilation, self.dims, "dilation")
+        self.groups = groups
+        self.padding_mode = padding_mode
+        for name in ("kernel_size", "stride", "dilation"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @classmethod
+    def unsupported_reason(cls, conv: nn.Module, **options: Any) -> str | None:
+        """Why ``conv`` cannot be converted to this layer, in words, or None if it can."""
+        wanted = _CONV_CLASSES[cls.dims]
+        if not isinstance(conv, wanted):
+            return f"{cls.__name__} is made from nn.{wanted.__name__}, not from {type(conv).__name__}"
+        return None
+
+    @classmethod
+    def _check_conv(cls, conv: nn.Module, **options: Any) -> Any:
+        """``conv`` itself, once it is known to be one that the layer can be made from."""
+        reason = cls.unsupported_reason(conv, **options)
+        if reason is not None:
+            raise ValueError(f"cannot make {cls.__name__} from this module: {reason}")
+        return conv
+
+    def new_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that a plain convolution does not have, by name: those to train when all else stays."""
+        own = dict(self.named_parameters())
+        return {name: own[name] for name in self.new_parameter_names if name in own}
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        if self.padding not in ((0,) * self.dims, "valid"):
+            parts.append(f"padding={self.padding!r}")
+        if self.dilation != (1,) * self.dims:
+            parts.append(f"dilation={self.dilation}")
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        if getattr(self, "bias", None) is None:
+            parts.append("bias=False")
+        if self.padding_mode != "zeros":
+            parts.append(f"padding_mode={self.padding_mode!r}")
+        return ", ".join(parts)
+
+
+def parameter_like(value: Tensor, original: Tensor) -> nn.Parameter:
+    """A parameter that holds ``value`` in the dtype and on the device of ``original`` and trains if it did."""
+    held = value.to(device=original.device, dtype=original.dtype)
+    return nn.Parameter(held, requires_grad=original.requires_grad)
+
+
+def root_mean_square(value: Tensor) -> Tensor:
+    """Root mean square of all entries, as a 0-dim tensor."""
+    return value.detach().square().mean().sqrt()
+
+
+def normal_like(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers with the dtype and device of ``like``.
+
+    They are drawn on the CPU in at least single precision, so that every device gets the same ones from the same
+    generator. On the meta device nothing is drawn.
+    """
+    if like.is_meta:
+        return like.new_empty(shape)
+    draw_dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.randn(shape, generator=generator, dtype=draw_dtype).to(device=like.device, dtype=like.dtype)

@@ -1,0 +1,127 @@
+"""The geometry of a convolution: normalising its arguments, padding, and running it in any dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IntOrInts: TypeAlias = int | Sequence[int]
+"""One number for all axes, or one for each."""
+
+Padding: TypeAlias = str | int | Sequence[int]
+"""Numbers as in ``nn.Conv2d``, ``"valid"`` or ``"same"``."""
+
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+
+PADDING_MODES: tuple[PaddingMode, ...] = ("zeros", "reflect", "replicate", "circular")
+
+
+def per_axis(value: IntOrInts, dims: int, name: str) -> tuple[int, ...]:
+    """Repeat a number for each of ``dims`` axes, or check that there is one for each.
+
+    Raises:
+        ValueError: if a sequence of another length is given.
+    """
+    if isinstance(value, Iterable):
+        values = tuple(int(v) for v in value)
+        if len(values) != dims:
+            raise ValueError(f"{name} must be one number or {dims} of them, got {values}")
+        return values
+    return (int(value),) * dims
+
+
+def normalise_padding(padding: Padding, dims: int) -> str | tuple[int, ...]:
+    """Check ``padding`` and bring it to ``"same"``, ``"valid"`` or one number per axis.
+
+    Raises:
+        ValueError: if a string is neither ``"same"`` nor ``"valid"``, or a number is negative.
+    """
+    if isinstance(padding, str):
+        if padding not in ("same", "valid"):
+            raise ValueError(f'padding must be "same", "valid" or numbers, got {padding!r}')
+        return padding
+    amounts = per_axis(padding, dims, "padding")
+    if min(amounts) < 0:
+        raise ValueError(f"padding must not be negative, got {amounts}")
+    return amounts
+
+
+def effective_size(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Number of input pixels a dilated kernel spans on each axis: ``d (k - 1) + 1``."""
+    return tuple(d * (k - 1) + 1 for k, d in zip(kernel_size, dilation, strict=True))
+
+
+def pad_widths(
+    padding: str | tuple[int, ...], window: Sequence[int], stride: Sequence[int], input_size: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Pixels to add before and after each axis.
+
+    ``"same"`` gives ``ceil(input / stride)`` outputs and puts an odd pixel behind, as TensorFlow does; with stride 1
+    that is what ``nn.Conv2d(padding="same")`` does.
+    """
+    if padding == "valid":
+        return [(0, 0)] * len(window)
+    if padding == "same":
+        widths = []
+        for size, extent, step in zip(input_size, window, stride, strict=True):
+            total = extent - 1 if step == 1 else max((-(-size // step) - 1) * step + extent - size, 0)
+            widths.append((total // 2, total - total // 2))
+        return widths
+    assert not isinstance(padding, str)
+    return [(p, p) for p in padding]
+
+
+def conv_nd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    widths: list[tuple[int, int]],
+    dilation: tuple[int, ...],
+    groups: int,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Pad ``x`` (B, C, *size) by ``widths`` in ``padding_mode`` and cross-correlate it with ``weight``."""
+    symmetric = all(before == after for before, after in widths)
+    if padding_mode == "zeros" and symmetric:
+        amounts = tuple(before for before, _ in widths)
+    else:
+        x = pad(x, widths, padding_mode)
+        amounts = (0,) * len(widths)
+    dims = weight.dim() - 2
+    if dims == 1:
+        return F.conv1d(x, weight, bias, stride, amounts, dilation, groups)
+    if dims == 2:
+        return F.conv2d(x, weight, bias, stride, amounts, dilation, groups)
+    return F.conv3d(x, weight, bias, stride, amounts, dilation, groups)
+
+
+def pad(x: Tensor, widths: list[tuple[int, int]], padding_mode: str = "zeros") -> Tensor:
+    """Pad the last axes of ``x`` by ``widths`` (first axis first)."""
+    if not any(before or after for before, after in widths):
+        return x
+    flat = [width for pair in reversed(widths) for width in pair]
+    return F.pad(x, flat, "constant" if padding_mode == "zeros" else padding_mode)
+
+
+def output_size(
+    input_size: Sequence[int], widths: Sequence[tuple[int, int]], window: Sequence[int], stride: Sequence[int]
+) -> tuple[int, ...]:
+    """Spatial size of the result of a convolution whose dilated kernel spans ``window``."""
+    return tuple(
+        (size + before + after - extent) // step + 1
+        for size, (before, after), extent, step in zip(input_size, widths, window, stride, strict=True)
+    )
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether a kernel tensor is stored with its channel axis last (and not in both ways, as 1x1 kernels are)."""
+    if weight.is_contiguous():
+        return False
+    if weight.dim() == 4:
+        return weight.is_contiguous(memory_format=torch.channels_last)
+    return weight.dim() == 5 and weight.is_contiguous(memory_format=torch.channels_last_3d)

@@ -1,0 +1,277 @@
+"""Dilated convolution with learnable spacings (Khalfaoui-Hassani et al. 2023, arXiv 2112.03740 and 2306.00817)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ._base import ConvLayer, parameter_like
+from ._geometry import IntOrInts, Padding, conv_nd, effective_size, normalise_padding, pad_widths, per_axis
+from .dcls_kernel import VERSIONS, Version, construct_kernel, position_bounds
+from .dcls_start import start_from_kernel
+
+torch.fx.wrap("dcls_conv")
+
+GAUSS_START = 0.23
+"""SIG of a new layer: a standard deviation of half a pixel."""
+
+POSITION_STD = 0.5
+"""Standard deviation, in pixels, of the positions of a new layer."""
+
+
+def dcls_conv(
+    x: Tensor,
+    weight: Tensor,
+    P: Tensor,
+    SIG: Tensor | None,
+    bias: Tensor | None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilated_kernel_size: IntOrInts = 7,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    version: Version = "v1",
+    same_window: IntOrInts | None = None,
+) -> Tensor:
+    """Build a DCLS kernel and convolve with it, in one, two or three dimensions.
+
+    Args:
+        x: (B, C, *size), or (C, *size).
+        weight, P, SIG, version: as in `construct_kernel`.
+        bias: (O) or None.
+        stride, padding, groups, padding_mode: as in ``nn.Conv2d``; ``padding="same"`` with any stride.
+        dilated_kernel_size: size of the kernel that is built.
+        same_window: with ``padding="same"``, the window that the padding is computed for; half of what the kernel is
+            larger is then added on each side. The kernel's own size by default.
+    """
+    dims = P.shape[0]
+    sizes = per_axis(dilated_kernel_size, dims, "dilated_kernel_size")
+    steps = per_axis(stride, dims, "stride")
+    kernel = construct_kernel(weight, P, SIG, sizes, version)
+    mode = normalise_padding(padding, dims)
+    if mode == "same" and same_window is not None:
+        window = per_axis(same_window, dims, "same_window")
+        growth = [(size - extent) // 2 for size, extent in zip(sizes, window, strict=True)]
+        inner = pad_widths(mode, window, steps, x.shape[-dims:])
+        widths = [(before + g, after + g) for (before, after), g in zip(inner, growth, strict=True)]
+    else:
+        widths = pad_widths(mode, sizes, steps, x.shape[-dims:])
+    return conv_nd(x, kernel, bias, steps, widths, (1,) * dims, groups, padding_mode)
+
+
+class _DclsNd(ConvLayer):
+    """Convolution whose kernel is made of few elements at learned, real-valued positions on a larger grid.
+
+    Shape: (B, in_channels, *size) to (B, out_channels, *out), or both without B, as in ``nn.Conv2d``.
+
+    Args:
+        in_channels, out_channels, stride, padding, groups, bias, padding_mode: as in ``nn.Conv2d``;
+            ``padding="same"`` is allowed with any stride.
+        kernel_count: number of elements of each kernel.
+        dilated_kernel_size: size of the grid that they lie on.
+        version: bump that an element draws: ``"v1"``, a triangle, or ``"gauss"``.
+        same_window: with ``padding="same"``, the window that the padding is computed for (see `dcls_conv`).
+
+    Parameters:
+        weight (out_channels, in_channels / groups, kernel_count).
+        P (D, out_channels, in_channels / groups, kernel_count): positions in pixels relative to ``size // 2``. ``P[d]``
+            moves along kernel axis D - 1 - d: in two dimensions ``P[0]`` is x and ``P[1]`` is y.
+        SIG, shaped as P, for ``gauss`` only: the standard deviation is ``|SIG| + 0.27`` pixels.
+        bias (out_channels) or None.
+
+    Names, shapes and meaning are those of the ``DCLS`` package, whose state dicts load.
+
+    Raises:
+        ValueError: for arguments that fit no convolution, or an unknown version.
+    """
+
+    new_parameter_names: ClassVar[tuple[str, ...]] = ("P", "SIG")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_count: int,
+        stride: IntOrInts = 1,
+        padding: Padding = 0,
+        dilated_kernel_size: IntOrInts = 7,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        version: Version = "v1",
+        *,
+        same_window: IntOrInts | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, dilated_kernel_size, stride, padding, 1, groups, padding_mode)
+        if version not in VERSIONS:
+            raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
+        if kernel_count < 1:
+            raise ValueError(f"kernel_count must be at least 1, got {kernel_count}")
+        self.kernel_count = kernel_count
+        self.version: Version = version
+        self.same_window = None if same_window is None else per_axis(same_window, self.dims, "same_window")
+        shape = (out_channels, in_channels // groups, kernel_count)
+        placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(shape, **placement))
+        self.P = nn.Parameter(torch.empty((self.dims, *shape), **placement))
+        self.SIG = nn.Parameter(torch.empty((self.dims, *shape), **placement)) if version == "gauss" else None
+        self.bias = nn.Parameter(torch.empty(out_channels, **placement)) if bias else None
+        self.reset_parameters()
+
+    @property
+    def dilated_kernel_size(self) -> tuple[int, ...]:
+        """Size of the grid that the elements lie on: the ``kernel_size`` of the convolution that runs."""
+        return self.kernel_size
+
+    def reset_parameters(self) -> None:
+        """Draw weights as ``nn.Conv2d`` with as many taps does, and positions from a normal distribution."""
+        bound = self.weight[0].numel() ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        nn.init.normal_(self.P, std=POSITION_STD)
+        self.clamp_positions()
+        if self.SIG is not None:
+            nn.init.constant_(self.SIG, GAUSS_START)
+
+    @torch.no_grad()
+    def clamp_positions(self) -> None:
+        """Move elements that have left the grid back to its border; to be called after each optimiser step."""
+        for d in range(self.dims):
+            self.P[d].clamp_(*position_bounds(self.kernel_size[self.dims - 1 - d]))
+
+    def construct_kernel(self) -> Tensor:
+        """The dense kernel (out_channels, in_channels / groups, *dilated_kernel_size)."""
+        return construct_kernel(self.weight, self.P, self.SIG, self.kernel_size, self.version)
+
+    @classmethod
+    def unsupported_reason(cls, conv: nn.Module, **options: Any) -> str | None:
+        reason = super().unsupported_reason(conv)
+        if reason is not None:
+            return reason
+        source: Any = conv
+        if all(size == 1 for size in source.kernel_size):
+            return f"a {'x'.join('1' * cls.dims)} kernel has nothing to space"
+        window = effective_size(source.kernel_size, source.dilation)
+        sizes = options.get("dilated_kernel_size")
+        if sizes is None:
+            return None
+        for extent, size in zip(window, per_axis(sizes, cls.dims, "dilated_kernel_size"), strict=True):
+            if size < extent:
+                return f"dilated_kernel_size {size} is smaller than the {extent} pixels that the kernel spans"
+            if (size - extent) % 2:
+                return (
+                    f"dilated_kernel_size {size} has not the parity of the {extent} pixels that the kernel spans, so "
+                    f"its centre would move: use {size - 1} or {size + 1}"
+                )
+        return None
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Module,
+        *,
+        generator: torch.Generator | None = None,
+        kernel_count: int | None = None,
+        dilated_kernel_size: IntOrInts | None = None,
+        version: Version = "v1",
+    ) -> Self:
+        """Make a layer that computes what ``conv`` computes: elements on the conv's own taps, of the same weight.
+
+        Args:
+            conv: the convolution; weights are copied.
+            generator: a CPU generator for the positions of further elements; the global one by default.
+            kernel_count: number of elements; the conv's number of taps by default. More: the others start with weight 0
+                at random positions. Fewer: of each kernel the taps of largest magnitude are kept.
+            dilated_kernel_size: size of the grid, of the parity of what the conv's kernel spans; see
+                `default_dilated_kernel_size`.
+            version: ``"v1"`` is exact. A Gaussian is never a point: ``"gauss"`` starts with SIG = 0.001 and the weights
+                that fit the conv's kernel best in the least-squares sense.
+        """
+        source = cls._check_conv(conv, dilated_kernel_size=dilated_kernel_size)
+        window = effective_size(source.kernel_size, source.dilation)
+        if dilated_kernel_size is None:
+            dilated_kernel_size = default_dilated_kernel_size(source.kernel_size, source.dilation)
+        sizes = per_axis(dilated_kernel_size, cls.dims, "dilated_kernel_size")
+        count = source.weight[0, 0].numel() if kernel_count is None else kernel_count
+        padding = source.padding
+        if padding == "valid":
+            padding = (0,) * cls.dims
+        if not isinstance(padding, str):
+            padding = tuple(p + (size - extent) // 2 for p, size, extent in zip(padding, sizes, window, strict=True))
+        layer = cls(
+            source.in_channels,
+            source.out_channels,
+            count,
+            source.stride,
+            padding,
+            sizes,
+            source.groups,
+            source.bias is not None,
+            source.padding_mode,
+            version,
+            same_window=window if padding == "same" else None,
+            device="meta",
+            dtype=source.weight.dtype,
+        )
+        start = start_from_kernel(source.weight, source.dilation, sizes, count, version, generator)
+        layer.weight = parameter_like(start.weight, source.weight)
+        layer.P = nn.Parameter(start.P.to(source.weight))
+        if start.SIG is not None:
+            layer.SIG = nn.Parameter(start.SIG.to(source.weight))
+        if source.bias is not None:
+            layer.bias = parameter_like(source.bias.detach().clone(), source.bias)
+        return layer.train(source.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dcls_conv(
+            x,
+            self.weight,
+            self.P,
+            self.SIG,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            self.groups,
+            self.padding_mode,
+            self.version,
+            self.same_window,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, kernel_count={self.kernel_count}, version={self.version!r}"
+
+
+class Dcls1d(_DclsNd):  # noqa: D101
+    __doc__ = _DclsNd.__doc__
+
+    dims = 1
+
+
+class Dcls2d(_DclsNd):  # noqa: D101
+    __doc__ = _DclsNd.__doc__
+
+    dims = 2
+
+
+class Dcls3d(_DclsNd):  # noqa: D101
+    __doc__ = _DclsNd.__doc__
+
+    dims = 3
+
+
+def default_dilated_kernel_size(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
+    """Grid for a conv's kernel: per axis the smallest size of its parity that is at least 7 and twice what it spans.
+
+    An axis with a single tap has nothing to space and keeps size 1.
+    """
+    sizes = []
+    for taps, extent in zip(kernel_size, effective_size(kernel_size, dilation), strict=True):
+        size = max(7, 2 * extent)
+        sizes.append(1 if taps == 1 else size + (size - extent) % 2)
+    return tuple(sizes)
