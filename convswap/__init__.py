@@ -1,1 +1,26 @@
-"""Rewrite the convolutions of a trained model."""
+"""Replace the convolutions of a trained model by other layers, keeping its function."""
+
+from .convert import apply, convert, convert_
+from .errors import ConvswapError
+from .parameters import new_parameters
+from .plan import Swap, plan
+from .report import report
+from .targets import register
+from .trace import trace
+from .verify import verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvswapError",
+    "Swap",
+    "apply",
+    "convert",
+    "convert_",
+    "new_parameters",
+    "plan",
+    "register",
+    "report",
+    "trace",
+    "verify",
+]

@@ -1,0 +1,132 @@
+"""Subclasses of torch's convolutions that are known, and the plain convolution that each amounts to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def plain_conv(conv: Conv) -> Conv:
+    """A torch convolution that computes what ``conv``, of a known class, computes now.
+
+    ``conv`` itself if its class only names torch's. Otherwise a new module that shares what can be shared:
+    TensorFlow's SAME padding becomes ``padding="same"`` with any stride (which torch's own forward refuses, but our
+    layers take), and weight standardisation is folded into the weight.
+    """
+    weight = _WEIGHTS.get(_class_path(conv))
+    if weight is None:
+        return conv
+    return _carrier(conv, nn.Parameter(weight(conv), requires_grad=conv.weight.requires_grad), conv.bias)
+
+
+def plain_on_meta(conv: Conv) -> Conv:
+    """`plain_conv` without its numbers: for questions of geometry, and to build layers that allocate nothing."""
+
+    def emptied(parameter: Tensor | None) -> nn.Parameter | None:
+        if parameter is None:
+            return None
+        return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
+
+    return _carrier(conv, emptied(conv.weight), emptied(conv.bias))
+
+
+def conversion_note(conv: Conv) -> str | None:
+    """What the report has to say about the conversion of a convolution of this class, if anything."""
+    if "gain" in conv._parameters or "StdConv" in type(conv).__name__:
+        return "weight standardisation folded into the weights: they train without it from here on"
+    return None
+
+
+def unknown_class_reason(conv: Conv) -> str | None:
+    """Why nothing is known of what this convolution computes, or None if it is known."""
+    if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
+        return "it is lazy and has no weights yet: run a forward pass first"
+    if _class_path(conv) in _WEIGHTS:
+        return _unusual_padding(conv)
+    if type(conv) in CONVS:
+        return None
+    base = next(kind for kind in CONVS if isinstance(conv, kind))
+    kind = type(conv)
+    same_forward = kind.forward is base.forward and kind._conv_forward is base._conv_forward
+    own_tensors = (set(conv._parameters) | set(conv._buffers)) - {"weight", "bias"}
+    if same_forward and not own_tensors:
+        return None
+    return (
+        f"{kind.__module__}.{kind.__qualname__} is a subclass of {base.__name__} with a forward of its own, which is "
+        f"not known: replace it by a plain nn.{base.__name__} first if it computes the same"
+    )
+
+
+def _class_path(conv: nn.Module) -> str:
+    return f"{type(conv).__module__}.{type(conv).__qualname__}"
+
+
+def _pads_to_same(conv: Conv) -> bool:
+    """Whether a known convolution pads its input to TensorFlow's SAME before it convolves."""
+    return bool(getattr(conv, "same_pad", "Conv2dSame" in type(conv).__name__))
+
+
+def _unusual_padding(conv: Conv) -> str | None:
+    if _pads_to_same(conv) and (isinstance(conv.padding, str) or any(conv.padding)):
+        return f"it pads its input to SAME and then by {conv.padding} again"
+    return None
+
+
+def _carrier(conv: Conv, weight: nn.Parameter | None, bias: Tensor | None) -> Conv:
+    """A module of torch's class with the geometry and mode of ``conv`` and these parameters."""
+    base: Any = next(kind for kind in CONVS if isinstance(conv, kind))
+    carrier = base(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        0,
+        conv.dilation,
+        conv.groups,
+        bias=False,
+        padding_mode=conv.padding_mode,
+        device="meta",
+    )
+    carrier.padding = "same" if _class_path(conv) in _WEIGHTS and _pads_to_same(conv) else conv.padding
+    carrier.weight = weight
+    carrier.bias = bias
+    plain: Conv = carrier.train(conv.training)
+    return plain
+
+
+@torch.no_grad()
+def _standardised(conv: Any, gain: Tensor | None = None) -> Tensor:
+    """Weight standardisation (Qiao et al. 2019, arXiv 1903.10520), scaled as in Brock et al. 2021, arXiv 2101.08692."""
+    flat = conv.weight.flatten(1)
+    variance, mean = torch.var_mean(flat, dim=1, correction=0, keepdim=True)
+    flat = (flat - mean) * torch.rsqrt(variance + conv.eps)
+    if gain is not None:
+        flat = flat * gain.reshape(-1, 1)
+    return torch.empty_like(conv.weight).copy_(flat.reshape(conv.weight.shape))
+
+
+def _scaled_standardised(conv: Any) -> Tensor:
+    return _standardised(conv, conv.gain * conv.scale)
+
+
+def _as_it_is(conv: Any) -> Tensor:
+    weight: Tensor = conv.weight
+    return weight.detach()
+
+
+# By class, how the weight that it convolves with comes from its parameters.
+_WEIGHTS: dict[str, Callable[[Any], Tensor]] = {
+    "timm.layers.conv2d_same.Conv2dSame": _as_it_is,
+    "timm.layers.conv2d_same.Conv2dSameExport": _as_it_is,
+    "timm.layers.std_conv.StdConv2d": _standardised,
+    "timm.layers.std_conv.StdConv2dSame": _standardised,
+    "timm.layers.std_conv.ScaledStdConv2d": _scaled_standardised,
+    "timm.layers.std_conv.ScaledStdConv2dSame": _scaled_standardised,
+}

@@ -1,0 +1,165 @@
+"""The one verb: convert a model's convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .errors import ConvswapError, did_you_mean
+from .inputs import ExampleInputs
+from .options import make_options
+from .plan import Decision, Plan, Step, Swap, keep_reason, make_steps, plan
+from .recipe import Recipe, make_recipe
+from .report import attach_report, earlier_report, make_report
+from .rewrite import build_layers, copy_with, put_in_place
+from .sites import Trace, hooks_of
+from .targets import get_target
+from .trace import trace
+from .verify import VerifyInputs, require_passed, verify
+from .where import Where
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def convert(
+    model: nn.Module,
+    to: str | Swap | Sequence[Swap],
+    where: Where = "*",
+    *,
+    example_inputs: ExampleInputs = None,
+    seed: int = 0,
+    verify: VerifyInputs = None,
+    **options: Any,
+) -> nn.Module:
+    """Convert chosen convolutions of a copy of ``model``; its first forward pass gives what the model's gives.
+
+    Class, methods, state-dict keys of all else, device, dtype, memory format, mode, ``requires_grad`` and sharing stay.
+
+    Args:
+        model: any torchvision, timm or own module; left as it is. If it is itself a convolution, the new layer is
+            returned.
+        to: name of a target (``"dynamic"``, ``"dcls"``, …), or a `Swap`, or several, of which the first that matches a
+            convolution decides.
+        where: which convolutions: a glob on the qualified name (``*`` crosses dots), ``re:…`` (full match), ``!…`` to
+            exclude, a function of the `ConvSite`, or a list of these.
+        example_inputs: see `trace`.
+        seed: of the random starts. The global generators are left alone.
+        verify: an input, the name of a file or a seed to compare both models with, see `verify`. None: not compared.
+        options: the target's.
+
+    Returns:
+        The converted copy; `report` tells what was done.
+
+    Raises:
+        ConvswapError: as `plan` does, and if the model cannot be copied.
+        VerificationError: if ``verify`` finds a layer that does not keep what its fidelity promises.
+    """
+    the_plan = plan(model, to, where, example_inputs=example_inputs, **options)
+    return _carry_out(the_plan, model, seed, verify)
+
+
+def convert_(
+    model: nn.Module,
+    to: str | Swap | Sequence[Swap],
+    where: Where = "*",
+    *,
+    example_inputs: ExampleInputs = None,
+    seed: int = 0,
+    **options: Any,
+) -> nn.Module:
+    """Convert chosen convolutions of ``model`` in place, and return it. Arguments as for `convert`.
+
+    Everything is checked, and every layer built, before anything is changed.
+
+    Raises:
+        ConvswapError: as `plan` does, and if the model is itself a convolution.
+    """
+    the_plan = plan(model, to, where, example_inputs=example_inputs, **options)
+    report = make_report(the_plan, make_recipe(the_plan.steps, seed), earlier_report(model))
+    put_in_place(model, build_layers(the_plan.steps, seed))
+    attach_report(model, report)
+    return model
+
+
+def apply(recipe: Plan | Recipe | Mapping[str, Any], model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Do to a copy of ``model`` what a plan or a recipe says.
+
+    Args:
+        recipe: a `Plan` of this model; or a `Recipe`, as such or in its JSON form, for a model of the architecture it
+            was made for. ``convswap.report(converted).recipe`` is one.
+        model: its convolutions must have the names that the recipe has.
+        seed: of the random starts, for a `Plan`; recipes bring their own.
+
+    Raises:
+        ConvswapError: if the model lacks a convolution that the recipe names, or it must be kept.
+    """
+    if isinstance(recipe, Plan):
+        return _carry_out(_rebound(recipe, model), model, seed, None)
+    the_recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_dict(recipe)
+    steps, found = recipe_steps(the_recipe, model)
+    seeds = {step.name: step.seed for step in the_recipe.steps}
+    converted = copy_with(model, build_layers(steps, seeds))
+    attach_report(converted, make_report(Plan(found, steps), the_recipe, None))
+    return converted
+
+
+def recipe_steps(recipe: Recipe, model: nn.Module) -> tuple[tuple[Step, ...], Trace]:
+    """The steps that ``recipe`` has for ``model``, and the trace they are based on.
+
+    Raises:
+        ConvswapError: if the model lacks a convolution that the recipe names, or it must be kept.
+    """
+    found = trace(model)
+    wanted = {step.name: step for step in recipe.steps}
+    known = {site.name for site in found.sites}
+    missing = [name for name in wanted if name not in known]
+    if missing:
+        raise ConvswapError(
+            f"the recipe converts {missing[0]!r}, and {found.model} has no convolution of that name."
+            f"{did_you_mean(missing[0], known)} ({len(missing)} of {len(wanted)} names are missing)"
+        )
+    decisions: list[Decision] = []
+    for site in found.sites:
+        step = wanted.get(site.name)
+        if step is None:
+            decisions.append((site, "not in the recipe", None, None))
+            continue
+        reason = keep_reason(site)
+        if reason is not None:
+            raise ConvswapError(f"the recipe converts {site.name!r}, which must be kept: {reason}")
+        target = get_target(step.target)
+        decisions.append((site, "in the recipe", target, make_options(target, step.options)))
+    return make_steps(decisions), found
+
+
+def _rebound(the_plan: Plan, model: nn.Module) -> Plan:
+    """``the_plan`` for ``model``, which may be another one of the same architecture than it was made for."""
+    steps = []
+    for step in the_plan.steps:
+        try:
+            module: Any = model.get_submodule(step.site.name)
+        except AttributeError:
+            module = None
+        planned = step.site.module
+        if type(module) is not type(planned) or module.weight.shape != planned.weight.shape:
+            raise ConvswapError(f"the plan was made for another model: {step.site.name!r} is not the same there")
+        steps.append(replace(step, site=replace(step.site, module=module, hooked=hooks_of(module))))
+    for step in steps:
+        reason = keep_reason(step.site) if step.action == "swap" else None
+        if reason is not None:
+            raise ConvswapError(f"the plan converts {step.site.name!r}, which must be kept: {reason}")
+    return replace(the_plan, steps=tuple(steps))
+
+
+def _carry_out(the_plan: Plan, model: nn.Module, seed: int, inputs: VerifyInputs) -> nn.Module:
+    report = make_report(the_plan, make_recipe(the_plan.steps, seed), earlier_report(model))
+    converted = copy_with(model, build_layers(the_plan.steps, seed))
+    attach_report(converted, report)
+    if inputs is not None:
+        verification = verify(model, converted, inputs)
+        require_passed(verification)
+        attach_report(converted, report.with_verification(verification))
+    return converted

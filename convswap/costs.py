@@ -1,0 +1,85 @@
+"""What a convolution or the layer that takes its place costs, without allocating it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .sites import ConvCall, ConvSite
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a layer costs.
+
+    Attributes:
+        parameters: number of its parameters.
+        parameter_bytes: their size.
+        multiply_adds: of all its calls for one sample, as torch's ``FlopCounterMode`` counts them (matrix products and
+            convolutions); None if shapes are unknown.
+        activation_bytes: what it keeps for the backward pass of one sample besides its parameters; None if unknown.
+    """
+
+    parameters: int
+    parameter_bytes: int
+    multiply_adds: int | None
+    activation_bytes: int | None
+
+
+def conv_cost(site: ConvSite) -> Cost:
+    """What the convolution of ``site`` costs as it is. It keeps its input for the backward pass."""
+    item = site.module.weight.element_size()
+    kept = sum(math.prod(call.input_shape) for call in site.calls) * item // site.batch
+    return Cost(*_parameters(site.module), site.multiply_adds, kept if site.calls else None)
+
+
+def layer_cost(layer: nn.Module, calls: Sequence[ConvCall], batch: int) -> Cost:
+    """What ``layer``, on the meta device, costs when it is called with the inputs of ``calls``.
+
+    Args:
+        layer: built on the meta device.
+        calls: the calls of the convolution that it takes the place of.
+        batch: samples in the pass that ``calls`` come from.
+    """
+    multiply_adds = activation_bytes = None
+    if calls:
+        multiply_adds = activation_bytes = 0
+        for call in calls:
+            samples = max(1, call.input_shape[0] // batch)
+            flops, kept = _run_on_meta(layer, (samples, *call.input_shape[1:]))
+            multiply_adds += flops // 2
+            activation_bytes += kept
+    return Cost(*_parameters(layer), multiply_adds, activation_bytes)
+
+
+def _parameters(module: nn.Module) -> tuple[int, int]:
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _run_on_meta(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
+    """FLOPs of a forward pass, and bytes of the tensors saved for the backward pass that are no parameters."""
+    parameter = next(layer.parameters())
+    own = {held.untyped_storage()._cdata for held in layer.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    x: Any = torch.empty(input_shape, dtype=parameter.dtype, device="meta", requires_grad=True)
+    with (
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        FlopCounterMode(display=False) as counter,
+    ):
+        layer(x)
+    return counter.get_total_flops(), sum(saved.values())

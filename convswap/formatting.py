@@ -1,0 +1,102 @@
+"""Numbers and changes as people read them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report import Report
+
+
+def count(number: int | None) -> str:
+    """A number with a suffix: ``25.6 M``; ``?`` if unknown."""
+    return "?" if number is None else _scaled(number, 1000, ("", "k", "M", "G", "T"))
+
+
+def size(number: int | None) -> str:
+    """A number of bytes: ``97.5 MiB``; ``?`` if unknown."""
+    return "?" if number is None else _scaled(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
+
+
+def change(before: int | None, after: int | None, unit: str = "count") -> str:
+    """``before → after``, or one of them if they are the same."""
+    show = size if unit == "bytes" else count
+    return show(before) if before == after else f"{show(before)} → {show(after)}"
+
+
+def headline(report: Report) -> str:
+    """One line that says what was done."""
+    targets: dict[str, int] = {}
+    for step in report.swaps:
+        targets[str(step.target)] = targets.get(str(step.target), 0) + 1
+    done = ", ".join(f"{number} to {target}" for target, number in targets.items()) or "none"
+    return f"{report.model}: {len(report.swaps)} of {len(report.steps)} convolutions converted ({done})"
+
+
+def totals(report: Report) -> list[tuple[str, str]]:
+    """What the conversion costs in all: pairs of what and how much."""
+    before, after = report.total("before"), report.total("after")
+    added = after.parameters - before.parameters
+    per_sample = "" if report.input_shape is None else f", per sample of {_shape(report.input_shape[1:])}"
+    return [
+        ("parameters of the model", change(report.parameters, report.parameters + added)),
+        ("parameter bytes of the convolutions", change(before.parameter_bytes, after.parameter_bytes, "bytes")),
+        (f"multiply-adds{per_sample}", change(before.multiply_adds, after.multiply_adds)),
+        ("kept for the backward pass", change(before.activation_bytes, after.activation_bytes, "bytes")),
+    ]
+
+
+def verdict(report: Report) -> list[str]:
+    """What the comparison with the original showed, in sentences; empty if there was none."""
+    check = report.verification
+    if check is None:
+        return []
+    ran = f"{len(check.layers)} converted layers compared in {check.dtype} ({check.inputs})"
+    lines = [f"{ran}: {'all keep what they promise' if check.passed else 'NOT all keep what they promise'}"]
+    if check.worst is not None:
+        lines.append(f"greatest relative error of a layer {check.worst.relative_error:.1e} ({check.worst.name})")
+    lines.append(
+        f"at the output: greatest difference {check.output_difference:.1e}, relative {check.output_relative_error:.1e}"
+    )
+    if check.not_run:
+        lines.append(f"not reached by this input: {', '.join(check.not_run)}")
+    return lines
+
+
+def shorten(names: list[str], limit: int = 6) -> str:
+    """Names with commas, the middle left out if there are many."""
+    if len(names) <= limit:
+        return ", ".join(names)
+    return f"{', '.join(names[: limit - 1])}, … {names[-1]} ({len(names)})"
+
+
+def notes(report: Report) -> dict[str, list[str]]:
+    """What there is to say about some conversions: names for each note."""
+    found: dict[str, list[str]] = {}
+    for step in report.swaps:
+        if step.note is not None:
+            found.setdefault(step.note, []).append(step.name)
+    return found
+
+
+def errors_by_layer(report: Report) -> dict[str, str]:
+    """Relative error of each compared layer, by name."""
+    if report.verification is None:
+        return {}
+    return {check.name: f"{check.relative_error:.1e}" for check in report.verification.layers}
+
+
+def _shape(values: tuple[int, ...]) -> str:
+    return "×".join(map(str, values))
+
+
+def _scaled(number: int, base: int, suffixes: tuple[str, ...]) -> str:
+    value = float(number)
+    for suffix in suffixes:
+        if abs(value) < base or suffix == suffixes[-1]:
+            digits = (
+                f"{value:.0f}" if suffix == suffixes[0] else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+            )
+            return f"{digits} {suffix}".strip()
+        value /= base
+    raise AssertionError

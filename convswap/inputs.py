@@ -1,0 +1,71 @@
+"""Inputs to run a model on: what the user gives, or what the model's library says it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConvswapError
+
+ExampleInputs: TypeAlias = Any
+"""A tensor, a tuple of arguments, a dict of keyword arguments, or the shape ``(C, H, W)`` of one sample."""
+
+
+def is_shape(inputs: ExampleInputs) -> bool:
+    """Whether ``inputs`` is the shape of a sample rather than a sample."""
+    return isinstance(inputs, Sequence) and len(inputs) > 0 and all(type(size) is int for size in inputs)
+
+
+def as_call(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments that ``inputs`` stands for.
+
+    Raises:
+        ConvswapError: if it is none of the forms of `ExampleInputs`.
+    """
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple):
+        return inputs, {}
+    if isinstance(inputs, Tensor | list):
+        return (inputs,), {}
+    raise ConvswapError(
+        "example_inputs must be a tensor, a tuple of arguments, a dict of keyword arguments or a shape such as "
+        f"(3, 224, 224), got {type(inputs).__name__}"
+    )
+
+
+def make_inputs(
+    model: nn.Module, shape: Sequence[int], batch: int = 1, generator: torch.Generator | None = None
+) -> Tensor:
+    """A batch of standard normal samples of ``shape``, with the dtype and device of the model's parameters."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if parameter.is_meta:
+        return torch.empty((batch, *shape), dtype=parameter.dtype, device="meta")
+    drawn = torch.randn((batch, *shape), generator=generator)
+    return drawn.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def default_input_shape(model: nn.Module) -> tuple[int, ...] | None:
+    """Shape of one sample as timm's or torchvision's own configuration has it, or None if there is none."""
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, attribute, None)
+        if isinstance(config, Mapping) and config.get("input_size"):
+            return tuple(config["input_size"])
+    for kind in type(model).__mro__:
+        if kind.__module__.startswith("torchvision.models."):
+            return _torchvision_shape(kind.__module__.removeprefix("torchvision.models."), kind.__name__)
+    return None
+
+
+def _torchvision_shape(module: str, class_name: str) -> tuple[int, ...] | None:
+    family = module.split(".")[0]
+    if family in ("detection", "optical_flow"):
+        return None  # a list of images with targets, a pair of images: nothing to be guessed
+    if family == "video":
+        return (3, 16, 224, 224) if class_name in ("MViT", "SwinTransformer3d", "S3D") else (3, 16, 112, 112)
+    if class_name == "Inception3":
+        return (3, 299, 299)
+    return (3, 224, 224)

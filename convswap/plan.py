@@ -1,0 +1,249 @@
+"""Deciding, for every convolution, whether it is swapped and for what, before anything is changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from .conv_classes import conversion_note, unknown_class_reason
+from .costs import Cost, conv_cost, layer_cost
+from .errors import ConvswapError, NothingToSwapError
+from .inputs import ExampleInputs
+from .options import make_options, options_to_dict
+from .sites import ConvSite, Trace
+from .targets import Target, get_target
+from .targets.base import Fidelity
+from .trace import trace
+from .where import Where, matching
+
+
+@dataclass(frozen=True, init=False)
+class Swap:
+    """A rule: convert the convolutions that ``where`` chooses ``to`` a target with these options.
+
+    Attributes:
+        where: a glob on the qualified name (``*`` crosses dots), ``re:…``, ``!…`` to exclude, a function of the
+            `ConvSite`, or a list of these.
+        to: name of a target.
+        options: the target's options by their names.
+    """
+
+    where: Where
+    to: str
+    options: Mapping[str, Any]
+
+    def __init__(self, where: Where, to: str, **options: Any) -> None:
+        object.__setattr__(self, "where", where)
+        object.__setattr__(self, "to", to)
+        object.__setattr__(self, "options", options)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens to one convolution.
+
+    Attributes:
+        site: the convolution.
+        action: ``"swap"`` or ``"keep"``.
+        reason: why it is kept, or which rule decided.
+        target: name of the target, None if kept.
+        options: the target's resolved options, None if kept.
+        fidelity: what the new layer promises, None if kept.
+        before: what the convolution costs.
+        after: what the new layer costs; as before if kept.
+        note: what else there is to say about the conversion, or None.
+    """
+
+    site: ConvSite
+    action: Literal["swap", "keep"]
+    reason: str
+    target: str | None
+    options: Any
+    fidelity: Fidelity | None
+    before: Cost
+    after: Cost
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion would do: a step for every convolution of a model, and the trace it is based on."""
+
+    trace: Trace
+    steps: tuple[Step, ...]
+
+    @property
+    def swaps(self) -> tuple[Step, ...]:
+        """The steps that swap."""
+        return tuple(step for step in self.steps if step.action == "swap")
+
+    @property
+    def keeps(self) -> tuple[Step, ...]:
+        """The steps that keep."""
+        return tuple(step for step in self.steps if step.action == "keep")
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __str__(self) -> str:
+        from .report import report
+
+        return str(report(self))
+
+
+def plan(
+    model: nn.Module,
+    to: str | Swap | Sequence[Swap],
+    where: Where = "*",
+    *,
+    example_inputs: ExampleInputs = None,
+    **options: Any,
+) -> Plan:
+    """Decide what `convert` would do, without allocating a single weight.
+
+    Args:
+        model: any module; left as it is.
+        to: name of a target, or a `Swap`, or several, of which the first that matches a convolution decides.
+        where: which convolutions; only with the name of a target.
+        example_inputs: see `trace`. Without inputs, shapes and multiply-adds are unknown.
+        options: the target's; only with the name of a target.
+
+    Raises:
+        NothingToSwapError: if every convolution would be kept, with the reasons.
+        PatternError: if a pattern matches nothing.
+        UnknownNameError, OptionError: for targets and options that do not exist, values that are not allowed.
+        ModelError: if the model is wrapped, compiled or scripted.
+    """
+    rules = _as_rules(to, where, options)
+    targets = [get_target(rule.to) for rule in rules]
+    resolved = [(target, make_options(target, rule.options)) for target, rule in zip(targets, rules, strict=True)]
+    found = trace(model, example_inputs)
+    if not found.sites:
+        others = "".join(f"\n  {other.name}: {other.reason}" for other in found.others[:5])
+        raise NothingToSwapError(f"{found.model} has no convolution to convert.{others}")
+    chosen = [matching(rule.where, found.sites) for rule in rules]
+    decided: list[tuple[ConvSite, str, Target | None, Any]] = []
+    for site in found.sites:
+        number = next((i for i, names in enumerate(chosen) if site.name in names), None)
+        if number is None:
+            decided.append((site, "not chosen by where", None, None))
+        else:
+            decided.append(_decide(site, *resolved[number]))
+    steps = make_steps(_keep_tied_together(decided))
+    if not any(step.action == "swap" for step in steps):
+        raise NothingToSwapError(_nothing_to_swap(found, steps))
+    return Plan(found, steps)
+
+
+Decision = tuple[ConvSite, str, Target | None, Any]
+"""A site, why, and what to convert it to with which options; None to keep it."""
+
+
+def make_steps(decisions: Sequence[Decision]) -> tuple[Step, ...]:
+    """Steps of decided sites, with their costs."""
+    costs: dict[Any, Cost] = {}
+    return tuple(_step(site, reason, target, options, costs) for site, reason, target, options in decisions)
+
+
+def keep_reason(site: ConvSite) -> str | None:
+    """Why a convolution is kept whatever the target, or None."""
+    if site.inside is not None:
+        return f"it is a part of {site.inside}, a layer that conversions put there"
+    if site.parametrised:
+        return (
+            "its parameters are computed by torch.nn.utils.parametrize: remove the parametrisation first "
+            "(torch.nn.utils.parametrize.remove_parametrizations)"
+        )
+    if site.hooked:
+        return f"it has hooks that would be lost ({', '.join(site.hooked)}): remove them first"
+    if site.read_outside is not None:
+        reader = f"{site.read_outside!r}" if site.read_outside else "the model's own forward"
+        return f"its parameters are used by {reader} too, outside of its own forward"
+    return unknown_class_reason(site.module)
+
+
+def _as_rules(to: str | Swap | Sequence[Swap], where: Where, options: Mapping[str, Any]) -> list[Swap]:
+    if isinstance(to, str):
+        return [Swap(where, to, **options)]
+    if options or where != "*":
+        raise ConvswapError("where and options belong into the Swap rules when rules are given")
+    rules = [to] if isinstance(to, Swap) else list(to)
+    if not rules or not all(isinstance(rule, Swap) for rule in rules):
+        raise ConvswapError(f"to must be the name of a target, a Swap or a list of Swaps, got {to!r}")
+    return rules
+
+
+def _decide(site: ConvSite, target: Target, options: Any) -> Decision:
+    reason = keep_reason(site)
+    if reason is None:
+        reason = target.unsupported_reason(site, options)
+    if reason is not None:
+        return site, reason, None, None
+    return site, "chosen by where", target, target.resolve(site, options)
+
+
+def _keep_tied_together(decisions: list[Decision]) -> list[Decision]:
+    """Keep every convolution that shares parameters with something that is not converted in the same way."""
+    current = {decision[0].name: decision for decision in decisions}
+    owners = {
+        f"{name}.{parameter}" if name else parameter: name
+        for name, (site, *_) in current.items()
+        for parameter in site.module._parameters
+    }
+    changed = True
+    while changed:
+        changed = False
+        for name, (site, _, target, options) in current.items():
+            if target is None:
+                continue
+            for other in site.tied:
+                partner = current.get(owners.get(other, ""))
+                if partner is None or other not in owners or partner[2:] != (target, options):
+                    reason = f"it shares parameters with {other}, which is not converted in the same way"
+                    current[name] = (site, reason, None, None)
+                    changed = True
+                    break
+    return list(current.values())
+
+
+def _step(site: ConvSite, reason: str, target: Target | None, options: Any, costs: dict[Any, Cost]) -> Step:
+    before = conv_cost(site)
+    if target is None:
+        return Step(site, "keep", reason, None, None, None, before, before)
+    return Step(
+        site,
+        "swap",
+        reason,
+        target.name,
+        options,
+        target.fidelity(site, options),
+        before,
+        _cost_after(site, target, options, costs),
+        conversion_note(site.module),
+    )
+
+
+def _cost_after(site: ConvSite, target: Target, options: Any, costs: dict[Any, Cost]) -> Cost:
+    """The new layer's cost; sites alike in geometry and shapes are built, on the meta device, only once."""
+    conv = site.plain
+    geometry = (
+        *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation),
+        *(conv.groups, conv.padding_mode, conv.bias is None, conv.weight.dtype, conv.weight.requires_grad),
+    )
+    key = (target.name, repr(options_to_dict(options)), geometry, site.calls, site.batch)
+    if key not in costs:
+        costs[key] = layer_cost(target.build(conv, options, None), site.calls, site.batch)
+    return costs[key]
+
+
+def _nothing_to_swap(found: Trace, steps: Sequence[Step]) -> str:
+    reasons = Counter(step.reason for step in steps)
+    lines = [f"  {count} x {reason}" for reason, count in reasons.most_common(8)]
+    return f"nothing to swap: all {len(steps)} convolutions of {found.model} are kept\n" + "\n".join(lines)

@@ -1,0 +1,69 @@
+"""What a conversion did, as plain data: enough to do it again to a fresh model of the same architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .errors import ConvswapError
+from .options import options_to_dict
+from .plan import Step
+
+RECIPE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RecipeStep:
+    """One swap: the convolution's name, the target, its resolved options, and the seed of the random start."""
+
+    name: str
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All swaps that were made of a model, in order."""
+
+    steps: tuple[RecipeStep, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"version": RECIPE_VERSION, "steps": [asdict(step) for step in self.steps]}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Recipe:
+        """The inverse of `to_dict`, for data of any origin.
+
+        Raises:
+            ConvswapError: if the data is no recipe, or one of a version that is not known.
+        """
+        if not isinstance(data, Mapping) or not isinstance(data.get("steps"), list):
+            raise ConvswapError("this is no recipe: it has no list of steps")
+        if data.get("version") != RECIPE_VERSION:
+            raise ConvswapError(
+                f"the recipe is of version {data.get('version')!r}, and this convswap reads version {RECIPE_VERSION}"
+            )
+        return cls(tuple(_step_from(entry) for entry in data["steps"]))
+
+
+def make_recipe(steps: Sequence[Step], seed: int) -> Recipe:
+    """The recipe of a plan's steps."""
+    return Recipe(
+        tuple(
+            RecipeStep(step.site.name, str(step.target), options_to_dict(step.options), seed)
+            for step in steps
+            if step.action == "swap"
+        )
+    )
+
+
+def _step_from(entry: Any) -> RecipeStep:
+    if isinstance(entry, Mapping):
+        name, target = entry.get("name"), entry.get("target")
+        options, seed = entry.get("options", {}), entry.get("seed", 0)
+        if isinstance(name, str) and isinstance(target, str) and isinstance(options, Mapping) and type(seed) is int:
+            return RecipeStep(name, target, dict(options), seed)
+    raise ConvswapError(f"a step of the recipe must have a name, a target, options and a seed, got {str(entry)[:80]!r}")

@@ -1,0 +1,267 @@
+"""What a conversion changed, what it did not, and why: as data, and in every form it is read in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .conv_classes import Conv
+from .costs import Cost
+from .errors import ConvswapError
+from .options import options_to_dict
+from .plan import Plan, Step
+from .recipe import Recipe
+from .sites import OtherConv
+from .targets.base import Fidelity
+from .verify import Verification
+
+REPORT_VERSION = 1
+_ATTRIBUTE = "_convswap_report"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A `Step` without the model: names, words and numbers only.
+
+    Attributes:
+        name, aliases: the convolution's qualified names.
+        kind: its class.
+        geometry: its channels, kernel, stride and so on in short.
+        action, reason, target, options, fidelity, before, after, note: as in `Step`.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: str
+    geometry: str
+    action: Literal["swap", "keep"]
+    reason: str
+    target: str | None
+    options: Mapping[str, Any] | None
+    fidelity: Fidelity | None
+    before: Cost
+    after: Cost
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every convolution of a model.
+
+    Attributes:
+        model: class name of the model.
+        parameters: number of the whole model's parameters before.
+        steps: one for each convolution, in order of execution.
+        others: convolutions that cannot be converted, and why.
+        input_shape: what shapes and multiply-adds are for, or None.
+        unknown_shapes: why they are unknown, or None.
+        recipe: what is needed to do it again.
+        verification: the comparison with the original, if it was asked for.
+        versions: of convswap and torch.
+    """
+
+    model: str
+    parameters: int
+    steps: tuple[StepReport, ...]
+    others: tuple[OtherConv, ...]
+    input_shape: tuple[int, ...] | None
+    unknown_shapes: str | None
+    recipe: Recipe
+    verification: Verification | None = None
+    versions: Mapping[str, str] | None = None
+
+    @property
+    def swaps(self) -> tuple[StepReport, ...]:
+        """The steps that swap."""
+        return tuple(step for step in self.steps if step.action == "swap")
+
+    @property
+    def keeps(self) -> tuple[StepReport, ...]:
+        """The steps that keep."""
+        return tuple(step for step in self.steps if step.action == "keep")
+
+    def keeps_by_reason(self) -> dict[str, list[str]]:
+        """Names of the convolutions that are kept, for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for step in self.keeps:
+            reasons.setdefault(step.reason, []).append(step.name)
+        return reasons
+
+    def total(self, which: Literal["before", "after"]) -> Cost:
+        """Cost of all convolutions, or of what is in their places. Unknown where one of them is."""
+        costs = [getattr(step, which) for step in self.steps]
+
+        def add(field: str) -> int | None:
+            known = [value for cost in costs if (value := getattr(cost, field)) is not None]
+            return sum(known) if known else None
+
+        return Cost(
+            sum(c.parameters for c in costs),
+            sum(c.parameter_bytes for c in costs),
+            add("multiply_adds"),
+            add("activation_bytes"),
+        )
+
+    def with_verification(self, verification: Verification) -> Report:
+        """The same report with the comparison added."""
+        return replace(self, verification=verification)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, with the version of their form under ``"version"``."""
+        data = asdict(replace(self, recipe=None, verification=None))  # type: ignore[arg-type]
+        data["recipe"] = self.recipe.to_dict()
+        data["verification"] = None if self.verification is None else self.verification.to_dict()
+        return {"version": REPORT_VERSION, **data}
+
+    def to_json(self) -> str:
+        """`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Report:
+        """The inverse of `to_dict`, for data of any origin.
+
+        Raises:
+            ConvswapError: if the data is no report, or one of a version that is not known.
+        """
+        if not isinstance(data, Mapping) or data.get("version") != REPORT_VERSION:
+            raise ConvswapError(f"this is no report of version {REPORT_VERSION}")
+        try:
+            return cls(
+                model=str(data["model"]),
+                parameters=int(data["parameters"]),
+                steps=tuple(_step_from(step) for step in data["steps"]),
+                others=tuple(OtherConv(**other) for other in data["others"]),
+                input_shape=None if data["input_shape"] is None else tuple(map(int, data["input_shape"])),
+                unknown_shapes=data["unknown_shapes"],
+                recipe=Recipe.from_dict(data["recipe"]),
+                verification=None if data["verification"] is None else Verification.from_dict(data["verification"]),
+                versions=dict(data["versions"] or {}),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConvswapError(f"the report is damaged ({type(error).__name__}: {error})") from error
+
+    def to_markdown(self) -> str:
+        """A Markdown document."""
+        from .report_markdown import to_markdown
+
+        return to_markdown(self)
+
+    def to_html(self) -> str:
+        """A self-contained HTML page."""
+        from .report_html import to_html
+
+        return to_html(self)
+
+    def _repr_html_(self) -> str:
+        from .report_html import to_fragment
+
+        return to_fragment(self)
+
+    def __rich__(self) -> Any:
+        from .report_rich import to_rich
+
+        return to_rich(self)
+
+    def __str__(self) -> str:
+        from .report_rich import to_text
+
+        return to_text(self)
+
+
+def report(converted: nn.Module | Plan) -> Report:
+    """What was done to a converted model, or what a plan would do.
+
+    Raises:
+        ConvswapError: if the model was not converted.
+    """
+    if isinstance(converted, Plan):
+        return make_report(converted, Recipe(()), None)
+    found = earlier_report(converted)
+    if found is None:
+        raise ConvswapError(f"this {type(converted).__name__} has not been converted: there is nothing to report")
+    return found
+
+
+def make_report(plan: Plan, recipe: Recipe, earlier: Report | None) -> Report:
+    """The report of a plan; what an ``earlier`` conversion of the same model did is taken over into it."""
+    from . import __version__
+
+    steps = [_describe(step) for step in plan.steps]
+    parameters = plan.trace.parameters
+    if earlier is not None:
+        steps = [*(step for step in earlier.steps if step.action == "swap"), *steps]
+        recipe = Recipe((*earlier.recipe.steps, *recipe.steps))
+        parameters = earlier.parameters
+    return Report(
+        model=plan.trace.model,
+        parameters=parameters,
+        steps=tuple(steps),
+        others=plan.trace.others,
+        input_shape=plan.trace.input_shape,
+        unknown_shapes=plan.trace.unknown_shapes,
+        recipe=recipe,
+        versions={"convswap": __version__, "torch": torch.__version__},
+    )
+
+
+def attach_report(model: nn.Module, made: Report) -> None:
+    """Let ``model`` carry its report; it is copied and pickled with it, and is no part of its state dict."""
+    model.__dict__[_ATTRIBUTE] = made
+
+
+def earlier_report(model: nn.Module) -> Report | None:
+    """The report that ``model``, or the model that it wraps, carries."""
+    for module in model.modules():
+        found = module.__dict__.get(_ATTRIBUTE)
+        if isinstance(found, Report):
+            return found
+    return None
+
+
+def _describe(step: Step) -> StepReport:
+    return StepReport(
+        name=step.site.name,
+        aliases=step.site.aliases,
+        kind=step.site.kind,
+        geometry=describe_geometry(step.site.module),
+        action=step.action,
+        reason=step.reason,
+        target=step.target,
+        options=None if step.options is None else options_to_dict(step.options),
+        fidelity=step.fidelity,
+        before=step.before,
+        after=step.after,
+        note=step.note,
+    )
+
+
+def describe_geometry(conv: Conv) -> str:
+    """A convolution's geometry in short: ``64→128 3×3 stride 2 groups 4``."""
+    parts = [f"{conv.in_channels}→{conv.out_channels}", "×".join(map(str, conv.kernel_size))]
+    for name in ("stride", "dilation"):
+        values = getattr(conv, name)
+        if any(value != 1 for value in values):
+            parts.append(f"{name} {_short(values)}")
+    if conv.groups > 1:
+        parts.append("depthwise" if conv.groups == conv.in_channels == conv.out_channels else f"groups {conv.groups}")
+    return " ".join(parts)
+
+
+def _short(values: Sequence[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else "×".join(map(str, values))
+
+
+def _step_from(data: Mapping[str, Any]) -> StepReport:
+    values = {
+        **data,
+        "aliases": tuple(data["aliases"]),
+        "before": Cost(**data["before"]),
+        "after": Cost(**data["after"]),
+    }
+    return StepReport(**values)

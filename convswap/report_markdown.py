@@ -1,0 +1,56 @@
+"""Reports as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .formatting import change, errors_by_layer, headline, notes, shorten, totals, verdict
+from .report import Report
+
+
+def to_markdown(report: Report) -> str:
+    """The report as a Markdown document."""
+    lines = [f"# {_escape(headline(report))}", ""]
+    if report.swaps:
+        lines += [*_swap_table(report), ""]
+    lines += [f"- note: {_escape(note)}: {_escape(shorten(names))}" for note, names in notes(report).items()]
+    lines += [
+        f"- **kept** {_escape(shorten(names))}: {_escape(reason)}" for reason, names in report.keeps_by_reason().items()
+    ]
+    lines += [f"- **not a site** {_escape(o.name)} ({_escape(o.kind)}): {_escape(o.reason)}" for o in report.others]
+    if lines[-1]:
+        lines.append("")
+    lines += [_row(("in all", "")), _row(("---", "---:")), *(_row(pair) for pair in totals(report))]
+    if report.unknown_shapes is not None:
+        lines += ["", f"Shapes are unknown: {_escape(report.unknown_shapes)}"]
+    sentences = verdict(report)
+    if sentences:
+        lines += ["", *(f"- {_escape(sentence)}" for sentence in sentences)]
+    return "\n".join(lines) + "\n"
+
+
+def _swap_table(report: Report) -> list[str]:
+    errors = errors_by_layer(report)
+    head = ["layer", "convolution", "to", "fidelity", "parameters", "multiply-adds", *(["error"] if errors else [])]
+    rows = [_row(head), _row(["---"] * 4 + ["---:"] * (len(head) - 4))]
+    for step in report.swaps:
+        cells = [
+            " = ".join((step.name or "(the model)", *step.aliases)),
+            step.geometry,
+            str(step.target),
+            str(step.fidelity),
+            change(step.before.parameters, step.after.parameters),
+            change(step.before.multiply_adds, step.after.multiply_adds),
+        ]
+        rows.append(_row([*map(_escape, cells), *([errors.get(step.name, "")] if errors else [])]))
+    return rows
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape(text: str) -> str:
+    for character in "\\`*_<>|[]":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("\n", " ")

@@ -1,0 +1,61 @@
+"""What a target is: something that convolutions can be converted to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from ..conv_classes import Conv
+from ..sites import ConvSite
+
+Fidelity = Literal["exact", "interior", "approximate", "reinitialised"]
+"""What a converted layer promises, fed with the same input as the convolution.
+
+``exact``: relative error at most 1e-10 in double and 1e-5 in single precision; ``interior``: that, except where the
+window crosses the border; ``approximate``: close, measured and reported; ``reinitialised``: weights are not carried.
+"""
+
+
+class Target(ABC):
+    """The only place that knows both a convolution's site and a layer.
+
+    To add one, subclass this and hand an instance to `convswap.register`, or name the class in an entry point of the
+    group ``convswap.targets``.
+
+    Attributes:
+        name: what users write in ``to=``.
+        summary: one line for lists of targets.
+        options: a frozen dataclass whose fields are the options, with their defaults. It may raise ``ValueError``.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    options: ClassVar[type[Any]]
+
+    def resolve(self, site: ConvSite, options: Any) -> Any:
+        """``options`` with defaults that depend on the site filled in. Called only where nothing speaks against it."""
+        return options
+
+    @abstractmethod
+    def unsupported_reason(self, site: ConvSite, options: Any) -> str | None:
+        """Why this convolution is kept, in words that say what to do, or None if it can be converted.
+
+        ``site.plain`` is the plain convolution that the site's module amounts to.
+        """
+
+    @abstractmethod
+    def fidelity(self, site: ConvSite, options: Any) -> Fidelity:
+        """What the layer made from this site promises."""
+
+    @abstractmethod
+    def build(self, conv: Conv, options: Any, generator: torch.Generator | None) -> nn.Module:
+        """Make the layer from a plain convolution, which may be on the meta device.
+
+        Args:
+            conv: has ``padding="same"`` with any stride where the model pads as TensorFlow does.
+            options: resolved ones.
+            generator: the source of random starts, on the CPU.
+        """

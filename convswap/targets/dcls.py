@@ -1,0 +1,108 @@
+"""Dilated convolution with learnable spacings as a target (Khalfaoui-Hassani et al. 2023, arXiv 2112.03740)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..conv_classes import Conv
+from ..layers import Dcls1d, Dcls2d, Dcls3d
+from ..layers._geometry import effective_size, normalise_padding, pad_widths
+from ..layers.dcls import default_dilated_kernel_size
+from ..sites import ConvSite
+from .base import Fidelity, Target
+
+_LAYERS: dict[int, Any] = {1: Dcls1d, 2: Dcls2d, 3: Dcls3d}
+
+
+@dataclass(frozen=True)
+class DclsOptions:
+    """Options of ``to="dcls"``.
+
+    Attributes:
+        kernel_count: elements of each kernel; by default as many as the conv has taps.
+        dilated_kernel_size: size of the grid they move on; by default, per axis, the smallest size of the kernel's
+            parity that is at least 7 and twice what the kernel spans (axes with a single tap stay as they are).
+        version: ``"v1"``, bilinear interpolation, exact; or ``"gauss"``, approximate.
+    """
+
+    kernel_count: int | None = None
+    dilated_kernel_size: int | tuple[int, ...] | None = None
+    version: Literal["v1", "gauss"] = "v1"
+
+    def __post_init__(self) -> None:
+        if self.kernel_count is not None and self.kernel_count < 1:
+            raise ValueError(f"kernel_count must be at least 1, got {self.kernel_count}")
+        sizes = self.dilated_kernel_size
+        if sizes is not None and min((sizes,) if isinstance(sizes, int) else sizes, default=0) < 1:
+            raise ValueError(f"dilated_kernel_size must be at least 1, got {sizes}")
+
+
+class Dcls(Target):
+    """A kernel of few elements at learned positions on a larger grid."""
+
+    name = "dcls"
+    summary = "few kernel elements at learned positions on a larger grid"
+    options = DclsOptions
+
+    def resolve(self, site: ConvSite, options: DclsOptions) -> DclsOptions:
+        conv = site.module
+        sizes = options.dilated_kernel_size
+        if sizes is None:
+            sizes = default_dilated_kernel_size(tuple(conv.kernel_size), tuple(conv.dilation))
+        return replace(
+            options,
+            kernel_count=options.kernel_count or math.prod(conv.kernel_size),
+            dilated_kernel_size=(sizes,) * site.dims if isinstance(sizes, int) else tuple(sizes),
+        )
+
+    def unsupported_reason(self, site: ConvSite, options: DclsOptions) -> str | None:
+        sizes = options.dilated_kernel_size
+        if isinstance(sizes, tuple) and len(sizes) != site.dims:
+            return f"dilated_kernel_size {sizes} has {len(sizes)} numbers for a convolution of {site.dims} axes"
+        layer = _LAYERS[site.dims]
+        reason: str | None = layer.unsupported_reason(site.plain, dilated_kernel_size=sizes)
+        if reason is None and site.plain.padding_mode in ("reflect", "circular"):
+            reason = self._padding_reason(site, options)
+        return reason
+
+    def _padding_reason(self, site: ConvSite, options: DclsOptions) -> str | None:
+        """Reflect and circular padding cannot be wider than the map that it is taken from."""
+        conv = site.plain
+        if not site.calls:
+            return (
+                f"its {conv.padding_mode} padding grows with the kernel and must stay smaller than the map, whose "
+                "size is unknown: give example_inputs"
+            )
+        sizes: Any = self.resolve(site, options).dilated_kernel_size
+        window = effective_size(tuple(conv.kernel_size), tuple(conv.dilation))
+        limit_off = conv.padding_mode == "reflect"
+        for call in site.calls:
+            maps = call.input_shape[-site.dims :]
+            widths = pad_widths(normalise_padding(conv.padding, site.dims), window, tuple(conv.stride), maps)
+            for (_, after), size, extent, pixels in zip(widths, sizes, window, maps, strict=True):
+                grown = after + (size - extent) // 2
+                if grown > pixels - limit_off:
+                    return (
+                        f"its {conv.padding_mode} padding would grow to {grown} pixels, too wide for a map of "
+                        f"{pixels}: choose a smaller dilated_kernel_size"
+                    )
+        return None
+
+    def fidelity(self, site: ConvSite, options: DclsOptions) -> Fidelity:
+        fewer = options.kernel_count is not None and options.kernel_count < math.prod(site.module.kernel_size)
+        return "approximate" if fewer or options.version == "gauss" else "exact"
+
+    def build(self, conv: Conv, options: DclsOptions, generator: torch.Generator | None) -> nn.Module:
+        layer: nn.Module = _LAYERS[len(conv.kernel_size)].from_conv(
+            conv,
+            generator=generator,
+            kernel_count=options.kernel_count,
+            dilated_kernel_size=options.dilated_kernel_size,
+            version=options.version,
+        )
+        return layer

@@ -1,0 +1,84 @@
+"""Copies of a model to be traced and run for their shapes, and then thrown away.
+
+Models cache tensors during a forward pass and keep what they were traced with. A throwaway copy takes that, and has
+fake parameters, so that it costs no memory and no arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .errors import ModelError
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def throwaway_copy(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:
+    """A deep copy of ``model`` with fake tensors of ``mode``, or real ones if it is None, without the user's hooks.
+
+    Single numbers (flags and counters, which models branch on) stay real.
+
+    Raises:
+        ModelError: if the model cannot be deep-copied.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for tensor in _tensors_of(module):
+            if id(tensor) not in memo:
+                memo[id(tensor)] = _stand_in(tensor, mode)
+        for name in _HOOKS:
+            hooks = module.__dict__.get(name)
+            if hooks is not None:
+                memo[id(hooks)] = OrderedDict()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be deep-copied ({type(error).__name__}: {error}). Remove what cannot be "
+            "copied (open files, locks, generators) from the model's attributes first."
+        ) from error
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    for held in (module._parameters, module._buffers, module.__dict__):
+        for value in held.values():
+            if isinstance(value, Tensor):
+                yield value
+
+
+def _stand_in(tensor: Tensor, mode: FakeTensorMode | None) -> Tensor:
+    if nn.parameter.is_lazy(tensor):
+        return tensor
+    if mode is None or (tensor.numel() == 1 and not tensor.is_meta and not isinstance(tensor, nn.Parameter)):
+        copied = tensor.detach().clone()
+        return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+    fake: Tensor = mode.from_tensor(tensor)
+    return fake
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Put the global random states back afterwards, whatever the model's code has drawn."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+            yield
+    finally:
+        random.setstate(state)

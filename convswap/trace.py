@@ -1,0 +1,102 @@
+"""Finding every convolution of a model: where it stands, what it is called with, what hangs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .conv_classes import CONVS, Conv
+from .inputs import ExampleInputs, as_call, default_input_shape, is_shape, make_inputs
+from .measure import Measurement, measure
+from .refusals import refuse_wrapped
+from .regions import TracedRegion, trace_regions
+from .site_making import make_sites, other_convs
+from .sites import ConvCall, ConvSite, Region, Trace
+from .throwaway import throwaway_copy, untouched_randomness
+
+
+def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: bool = False) -> Trace:
+    """Find every convolution of ``model``, which is left as it is.
+
+    Args:
+        model: any module; not wrapped, compiled or scripted.
+        example_inputs: a tensor, a tuple of arguments, a dict of keyword arguments, or the shape ``(C, H, W)`` of one
+            sample. By default what timm's or torchvision's configuration says; without either, shapes are unknown.
+        real_pass: read shapes off a real forward pass of a copy instead of one over fake tensors, for models whose
+            path depends on the data (detection). Needs memory for a copy of the model.
+
+    Raises:
+        ModelError: if the model is wrapped, compiled or scripted, or cannot be copied.
+        ConvswapError: if ``example_inputs`` is none of these.
+    """
+    refuse_wrapped(model)
+    names = _conv_names(model)
+    with untouched_randomness():
+        regions = trace_regions(throwaway_copy(model, FakeTensorMode(allow_non_fake_inputs=True)))
+        measurement = _measure_both_modes(model, names, example_inputs, real_pass)
+    sites = make_sites(model, names, regions, measurement)
+    return Trace(
+        model=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)),
+        sites=sites,
+        others=other_convs(model, measurement),
+        regions=tuple(_summary(region, sites) for region in regions),
+        input_shape=measurement.input_shape,
+        unknown_shapes=measurement.failure,
+    )
+
+
+def _conv_names(model: nn.Module) -> dict[str, Conv]:
+    """Convolutions by their first qualified names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, CONVS)}
+
+
+def _measure_both_modes(
+    model: nn.Module, names: Mapping[str, Conv], example_inputs: ExampleInputs, real_pass: bool
+) -> Measurement:
+    if example_inputs is None:
+        shape = default_input_shape(model)
+        if shape is None:
+            return Measurement(failure="no example_inputs were given, and the model's library names no input size")
+        example_inputs = shape
+    measured = _measure(model, names, example_inputs, real_pass, training=False)
+    if measured.failure is None and len(measured.calls) < len(names):
+        in_training = _measure(model, names, example_inputs, real_pass, training=True)
+        for name, calls in in_training.calls.items():
+            measured.calls.setdefault(name, [_scale(call, measured.batch, in_training.batch) for call in calls])
+    return measured
+
+
+def _scale(call: ConvCall, batch: int, measured_batch: int) -> ConvCall:
+    """The call as it would have been with another batch size."""
+    return ConvCall(
+        input_shape=(call.input_shape[0] * batch // measured_batch, *call.input_shape[1:]),
+        output_shape=(call.output_shape[0] * batch // measured_batch, *call.output_shape[1:]),
+        multiply_adds=call.multiply_adds * batch // measured_batch,
+    )
+
+
+def _measure(
+    model: nn.Module, names: Mapping[str, Conv], example_inputs: ExampleInputs, real_pass: bool, training: bool
+) -> Measurement:
+    mode = None if real_pass else FakeTensorMode(allow_non_fake_inputs=True)
+    copied = throwaway_copy(model, mode).train(training)
+    if is_shape(example_inputs):  # norms refuse single values per channel in training mode
+        inputs: Any = make_inputs(model, example_inputs, batch=2 if training else 1)
+    else:
+        inputs = example_inputs
+    convs = {name: copied.get_submodule(name) for name in names}
+    return measure(copied, convs, as_call(inputs), mode)
+
+
+def _summary(region: TracedRegion, sites: tuple[ConvSite, ...]) -> Region:
+    return Region(
+        name=region.name,
+        nodes=len(region.evaluation.nodes),
+        convs=tuple(site.name for site in sites if site.region == region.name),
+        differs_in_training=region.training is not None,
+        failures=tuple(region.failures.items()),
+    )

@@ -1,0 +1,254 @@
+"""Proof, after the fact, that a converted model computes what the original does: layer by layer and at the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .conv_classes import CONVS, plain_on_meta
+from .errors import ConvswapError, VerificationError
+from .inputs import as_call, default_input_shape, is_shape, make_inputs
+from .layers._geometry import effective_size, normalise_padding, pad_widths
+from .targets.base import Fidelity
+
+VerifyInputs: TypeAlias = Any
+"""A tensor, a tuple of arguments, a dict of keyword arguments; the name of a file (image, ``.npy``, ``.pt``,
+``.safetensors``); a shape ``(C, H, W)``; or a whole number, the seed of a random batch."""
+
+EXACT_LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
+"""Largest relative error of an ``exact`` layer. In half precisions weights that sum to the original's are themselves
+rounded: there it is 4 units in the last place."""
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """How a converted layer compares to its convolution, both fed with the original's input.
+
+    Attributes:
+        name: the layer's qualified name.
+        fidelity: what it promises.
+        relative_error: greatest difference, divided by the greatest magnitude of the convolution's output. Over the
+            interior alone if the fidelity is ``interior``.
+        limit: what is allowed, None for layers that promise no number.
+        passed: whether the error is finite and within the limit.
+    """
+
+    name: str
+    fidelity: Fidelity
+    relative_error: float
+    limit: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a comparison of an original with a converted model on one batch showed.
+
+    Attributes:
+        layers: a check for every converted layer that ran.
+        not_run: converted layers that this input does not reach.
+        output_relative_error: greatest difference at the model's output, divided by its greatest magnitude.
+        output_difference: greatest difference at the model's output.
+        dtype: of the models' parameters.
+        inputs: what the batch was, in words.
+    """
+
+    layers: tuple[LayerCheck, ...]
+    not_run: tuple[str, ...]
+    output_relative_error: float
+    output_difference: float
+    dtype: str
+    inputs: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every layer keeps what it promises."""
+        return all(check.passed for check in self.layers)
+
+    @property
+    def worst(self) -> LayerCheck | None:
+        """The layer with the greatest error."""
+        return max(self.layers, key=lambda check: check.relative_error, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Verification:
+        """The inverse of `to_dict`."""
+        layers = tuple(LayerCheck(**check) for check in data["layers"])
+        return cls(**{**data, "layers": layers, "not_run": tuple(data["not_run"])})
+
+
+def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) -> Verification:
+    """Run both models on the same batch, in evaluation mode, and compare.
+
+    Every converted layer is fed with the input that the original's convolution got, so that errors do not add up; the
+    outputs of the whole models are compared too.
+
+    Args:
+        original: the model that was converted.
+        converted: the result.
+        inputs: see `VerifyInputs`. A seed or an image needs a model whose input size is known.
+
+    Raises:
+        ConvswapError: if the inputs cannot be read or made, or the models do not fit together.
+    """
+    call, described = _read_inputs(original, inputs)
+    args, kwargs = as_call(call)
+    pairs = _pairs(original, converted)
+    fidelities = _fidelities(converted)
+    checks: dict[str, LayerCheck] = {}
+
+    def compare(name: str, conv: Any, layer: nn.Module, layer_args: tuple[Any, ...], output: Tensor) -> None:
+        check = _check(name, conv, fidelities.get(name, "exact"), layer_args[0], output, layer(*layer_args))
+        if name not in checks or check.relative_error > checks[name].relative_error:
+            checks[name] = check
+
+    with _evaluation(original), _evaluation(converted), torch.no_grad():
+        handles = [
+            conv.register_forward_hook(
+                lambda _, layer_args, output, n=name, c=conv, new=layer: compare(n, c, new, layer_args, output)
+            )
+            for name, (conv, layer) in pairs.items()
+        ]
+        try:
+            expected = original(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        actual = converted(*args, **kwargs)
+    difference, relative = _compare_outputs(expected, actual)
+    return Verification(
+        layers=tuple(checks.values()),
+        not_run=tuple(name for name in pairs if name not in checks),
+        output_relative_error=relative,
+        output_difference=difference,
+        dtype=str(_dtype(original)).removeprefix("torch."),
+        inputs=described,
+    )
+
+
+def require_passed(verification: Verification) -> None:
+    """Raise if a layer does not keep its promise.
+
+    Raises:
+        VerificationError: naming the worst layers and by how much.
+    """
+    failed = sorted((c for c in verification.layers if not c.passed), key=lambda c: -c.relative_error)
+    if failed:
+        lines = [f"  {c.name}: relative error {c.relative_error:.2e}, allowed {c.limit:.0e}" for c in failed[:5]]
+        more = f"\n  … and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise VerificationError(
+            f"{len(failed)} of {len(verification.layers)} converted layers do not compute what their convolutions "
+            "computed:\n" + "\n".join(lines) + more
+        )
+
+
+def _read_inputs(model: nn.Module, inputs: VerifyInputs) -> tuple[Any, str]:
+    """Arguments for the model, and what they are in words."""
+    if isinstance(inputs, str | Path):
+        from .input_files import read_input
+
+        return read_input(model, Path(inputs)), Path(inputs).name
+    if type(inputs) is int:
+        shape = default_input_shape(model)
+        if shape is None:
+            raise ConvswapError(
+                f"the input size of {type(model).__name__} is unknown, so no random batch can be made: give an input"
+            )
+        generator = torch.Generator().manual_seed(inputs)
+        return make_inputs(model, shape, batch=2, generator=generator), f"random, seed {inputs}, 2×{shape}"
+    if is_shape(inputs):
+        generator = torch.Generator().manual_seed(0)
+        return make_inputs(model, inputs, batch=2, generator=generator), f"random, seed 0, 2×{tuple(inputs)}"
+    return inputs, "given"
+
+
+def _pairs(original: nn.Module, converted: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Convolutions of the original that are something else in the converted model."""
+    other = dict(converted.named_modules())
+    pairs: dict[str, tuple[nn.Module, nn.Module]] = {}
+    for name, module in original.named_modules():
+        if isinstance(module, CONVS) and name in other and type(other[name]) is not type(module):
+            pairs[name] = (module, other[name])
+    return pairs
+
+
+def _fidelities(converted: nn.Module) -> dict[str, Fidelity]:
+    from .report import earlier_report
+
+    report = earlier_report(converted)
+    return {} if report is None else {s.name: s.fidelity for s in report.swaps if s.fidelity is not None}
+
+
+def _check(name: str, conv: Any, fidelity: Fidelity, x: Tensor, expected: Tensor, actual: Tensor) -> LayerCheck:
+    if expected.shape != actual.shape:
+        raise VerificationError(
+            f"{name}: the convolution gives shape {tuple(expected.shape)}, the new layer {tuple(actual.shape)}"
+        )
+    if fidelity == "interior":
+        expected, actual = _interior(conv, x, expected), _interior(conv, x, actual)
+    _, error = _compare_tensors(expected, actual)
+    limit = None
+    if fidelity in ("exact", "interior"):
+        limit = EXACT_LIMITS.get(expected.dtype, 4 * torch.finfo(expected.dtype).eps)
+    passed = error == error and error != float("inf") and (limit is None or error <= limit)
+    return LayerCheck(name, fidelity, error, limit, passed)
+
+
+def _interior(conv: Any, x: Tensor, output: Tensor) -> Tensor:
+    """The part of ``output`` whose windows lie wholly in ``x``."""
+    plain = plain_on_meta(conv)
+    dims = len(plain.kernel_size)
+    window = effective_size(plain.kernel_size, plain.dilation)
+    widths = pad_widths(normalise_padding(plain.padding, dims), window, tuple(plain.stride), x.shape[-dims:])
+    for axis, ((before, _), extent, step) in enumerate(zip(widths, window, plain.stride, strict=True)):
+        size = x.shape[axis - dims]
+        first = -(-before // step)
+        end = (size - extent + before) // step + 1
+        output = output.narrow(axis - dims, first, max(0, end - first))
+    return output
+
+
+def _compare_outputs(expected: Any, actual: Any) -> tuple[float, float]:
+    ours, theirs = tree_leaves(actual), tree_leaves(expected)
+    if len(ours) != len(theirs):
+        raise VerificationError(f"the original gives {len(theirs)} outputs, the converted model {len(ours)}")
+    pairs = [(e, a) for e, a in zip(theirs, ours, strict=True) if isinstance(e, Tensor) and e.is_floating_point()]
+    compared = [_compare_tensors(e, a) if e.shape == a.shape else (float("inf"), float("inf")) for e, a in pairs]
+    return max((d for d, _ in compared), default=0.0), max((r for _, r in compared), default=0.0)
+
+
+def _compare_tensors(expected: Tensor, actual: Tensor) -> tuple[float, float]:
+    """Greatest difference, and that divided by the greatest magnitude of ``expected``."""
+    if expected.numel() == 0:
+        return 0.0, 0.0
+    wide = torch.promote_types(expected.dtype, torch.float32)
+    difference = (actual.to(wide) - expected.to(wide)).abs().max().item()
+    magnitude = expected.to(wide).abs().max().item()
+    return difference, difference / magnitude if magnitude > 0 else difference
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and each module's own mode again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
