@@ -1,7 +1,9 @@
 """Replace the convolutions of a trained model by other layers, keeping its function."""
 
 from .convert import apply, convert, convert_
+from .diff import diff
 from .errors import ConvswapError
+from .files import load, save
 from .parameters import new_parameters
 from .plan import Swap, plan
 from .report import report
@@ -17,10 +19,13 @@ __all__ = [
     "apply",
     "convert",
     "convert_",
+    "diff",
+    "load",
     "new_parameters",
     "plan",
     "register",
     "report",
+    "save",
     "trace",
     "verify",
 ]

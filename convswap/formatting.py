@@ -41,7 +41,7 @@ def totals(report: Report) -> list[tuple[str, str]]:
     return [
         ("parameters of the model", change(report.parameters, report.parameters + added)),
         ("parameter bytes of the convolutions", change(before.parameter_bytes, after.parameter_bytes, "bytes")),
-        (f"multiply-adds{per_sample}", change(before.multiply_adds, after.multiply_adds)),
+        (f"multiply-adds of the convolutions{per_sample}", change(before.multiply_adds, after.multiply_adds)),
         ("kept for the backward pass", change(before.activation_bytes, after.activation_bytes, "bytes")),
     ]
 

@@ -1,0 +1,110 @@
+"""Arguments that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..checkpoint import load_into, read_state_dict
+from ..errors import OptionError
+from ..files import is_converted_file, load, read_info
+from ..options import parse_assignment
+from ..sources import Source, build_model, parse_source
+
+
+def add_rule(parser: argparse.ArgumentParser) -> None:
+    """``--to``, ``--where`` and ``--option``."""
+    parser.add_argument("--to", required=True, metavar="TARGET", help="what to convert to (see: convswap targets)")
+    parser.add_argument(
+        "--where",
+        action="append",
+        metavar="PATTERN",
+        help="which: a glob on the name (* crosses dots), re:REGEX, or !PATTERN to exclude; may be repeated",
+    )
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the target; may be repeated"
+    )
+
+
+def add_input_size(parser: argparse.ArgumentParser) -> None:
+    """``--input-size``."""
+    parser.add_argument(
+        "--input-size", nargs="+", type=int, metavar="N", help="shape of one sample without batch, e.g. 3 224 224"
+    )
+
+
+def add_model_args(parser: argparse.ArgumentParser) -> None:
+    """``--model-arg``."""
+    parser.add_argument(
+        "--model-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the model; may be repeated",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+
+
+def assignments(texts: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` texts as a dict.
+
+    Raises:
+        OptionError: if a text has no ``=`` or a name comes twice.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, value = parse_assignment(text)
+        if name in values:
+            raise OptionError(f"{name} is given twice")
+        values[name] = value
+    return values
+
+
+def rule(parsed: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
+    """Target, where and options as ``plan`` and ``convert`` take them."""
+    return parsed.to, parsed.where or "*", assignments(parsed.option)
+
+
+def example_inputs(parsed: argparse.Namespace) -> tuple[int, ...] | None:
+    """The shape given by ``--input-size``.
+
+    Raises:
+        OptionError: if a number is not positive.
+    """
+    if parsed.input_size is None:
+        return None
+    if min(parsed.input_size) < 1:
+        raise OptionError(f"--input-size must be positive numbers, got {parsed.input_size}")
+    return tuple(parsed.input_size)
+
+
+def load_model(path: Path, name: str | None, model_args: Mapping[str, Any]) -> tuple[nn.Module, Source | None]:
+    """The model of a checkpoint or of a converted file, and where its architecture comes from.
+
+    Raises:
+        OptionError: if a checkpoint comes without the name of its architecture.
+        FileError: if the file cannot be read or does not fit.
+    """
+    if is_converted_file(path):
+        info = read_info(path)
+        if name is None:
+            return load(path), info.source
+        source = parse_source(name, model_args)
+        return load(path, model=build_model(source)), source
+    state = read_state_dict(path)
+    if name is None:
+        raise OptionError(
+            f"{path} does not say what architecture it is for: name it, e.g. --model torchvision:resnet50"
+        )
+    source = parse_source(name, model_args)
+    model = build_model(source)
+    load_into(model, state, path)
+    return model, source

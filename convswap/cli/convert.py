@@ -1,0 +1,95 @@
+"""Convert a checkpoint and write the result to one safetensors file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..atomic import check_writable, write_text
+from ..convert import convert
+from ..errors import OptionError
+from ..files import save
+from ..inputs import default_input_shape
+from ..report import Report, report
+from . import arguments
+from .output import console, print_error, print_json, progress
+
+EXAMPLE = (
+    "convswap convert resnet50.pth --model torchvision:resnet50 --to dynamic --out dy.safetensors --report dy.html"
+)
+
+REPORT_FORMS = {".html": Report.to_html, ".md": Report.to_markdown, ".json": Report.to_json, ".txt": Report.__str__}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("checkpoint", type=Path, help="a .pth, .pt or safetensors file, or a converted one")
+    parser.add_argument("--model", help="its architecture: torchvision:NAME, timm:NAME or module.path:factory")
+    arguments.add_model_args(parser)
+    arguments.add_rule(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help=f"write the report here too ({', '.join(REPORT_FORMS)})"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random starts (default 0)")
+    parser.add_argument(
+        "--verify",
+        metavar="INPUT",
+        help="compare with the original on this image or tensor file; by default on random numbers",
+    )
+    parser.add_argument("--no-verify", action="store_true", help="do not compare with the original")
+    arguments.add_input_size(parser)
+    arguments.add_json(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command."""
+    _check_outputs(parsed)
+    to, where, options = arguments.rule(parsed)
+    inputs = arguments.example_inputs(parsed)
+    with progress(f"reading {parsed.checkpoint}"):
+        model_args = arguments.assignments(parsed.model_arg)
+        model, source = arguments.load_model(parsed.checkpoint, parsed.model, model_args)
+    with progress(f"converting to {to}"):
+        verify = _verify_inputs(parsed, model, inputs)
+        new = convert(model, to, where, example_inputs=inputs, seed=parsed.seed, verify=verify, **options)
+    made = report(new)
+    with progress(f"writing {parsed.out}"):
+        save(new, parsed.out, source, overwrite=parsed.force)
+        if parsed.report is not None:
+            write_text(parsed.report, REPORT_FORMS[parsed.report.suffix](made), parsed.force)
+    if parsed.json:
+        print_json(made.to_dict())
+    else:
+        console().print(made)
+        console().print(f"written to {parsed.out}", markup=False, highlight=False)
+    return 0
+
+
+def _check_outputs(parsed: argparse.Namespace) -> None:
+    """Find out before any work what would stop its result from being written."""
+    if parsed.no_verify and parsed.verify is not None:
+        raise OptionError("--verify and --no-verify exclude each other")
+    if parsed.out.suffix != ".safetensors":
+        raise OptionError(f"--out must be a .safetensors file, got {parsed.out}")
+    check_writable(parsed.out, parsed.force)
+    if parsed.report is not None:
+        if parsed.report.suffix not in REPORT_FORMS:
+            raise OptionError(f"--report must end in {', '.join(REPORT_FORMS)}, got {parsed.report}")
+        check_writable(parsed.report, parsed.force)
+
+
+def _verify_inputs(parsed: argparse.Namespace, model: Any, inputs: tuple[int, ...] | None) -> Any:
+    """What to compare both models on; None for not at all."""
+    if parsed.no_verify:
+        return None
+    if parsed.verify is not None:
+        return Path(parsed.verify)
+    if inputs is not None:
+        return inputs
+    if default_input_shape(model) is None:
+        print_error("not compared with the original: the input size is unknown (--input-size, or --verify FILE)")
+        return None
+    return 0

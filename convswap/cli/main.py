@@ -1,0 +1,71 @@
+"""Reading the command line, and turning errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from ..errors import ConvswapError
+from . import convert, diff, doctor, plan, report, targets
+from .output import print_error
+
+COMMANDS = (plan, convert, diff, report, targets, doctor)
+
+DESCRIPTION = "Replace the convolutions of a trained model by other layers, keeping its function."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 if the job was done, 1 if it could not be (with a message), 2 for a command line that is wrong.
+    """
+    parser = make_parser()
+    parsed = parser.parse_args(arguments)
+    # The root logger of timm and warnings of model code are not for the people who read our output.
+    warnings.simplefilter("ignore")
+    try:
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
+    except ConvswapError as error:
+        print_error(str(error))
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return 130
+    except MemoryError:
+        print_error("there is not enough memory for this")
+    except Exception as error:
+        if os.environ.get("CONVSWAP_TRACEBACK"):
+            raise
+        print_error(
+            f"unexpected {type(error).__name__}: {error}\n"
+            "Setting CONVSWAP_TRACEBACK=1 shows where it comes from; please report it."
+        )
+    return 1
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    from .. import __version__
+
+    parser = argparse.ArgumentParser(prog="convswap", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"convswap {__version__}")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for command in COMMANDS:
+        summary = (command.__doc__ or "").strip().splitlines()[0]
+        added = commands.add_parser(
+            command.__name__.rpartition(".")[2],
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {command.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(added)
+        added.set_defaults(run=command.run)
+    return parser

@@ -1,0 +1,36 @@
+"""Show what a conversion would do, without weights."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..plan import plan
+from ..report import report
+from ..sources import build_model, parse_source
+from . import arguments
+from .output import console, print_json, progress
+
+EXAMPLE = 'convswap plan timm:convnext_tiny --to dcls --where "stages.2.*" --option kernel_count=34'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("model", help="torchvision:NAME, timm:NAME or module.path:factory")
+    arguments.add_rule(parser)
+    arguments.add_model_args(parser)
+    arguments.add_input_size(parser)
+    arguments.add_json(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command."""
+    to, where, options = arguments.rule(parsed)
+    inputs = arguments.example_inputs(parsed)
+    source = parse_source(parsed.model, arguments.assignments(parsed.model_arg))
+    with progress(f"planning {source}"):
+        made = report(plan(build_model(source), to, where, example_inputs=inputs, **options))
+    if parsed.json:
+        print_json(made.to_dict())
+    else:
+        console().print(made)
+    return 0

@@ -1,0 +1,38 @@
+"""Show the report of a converted file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..files import read_info
+from . import arguments
+from .output import console, print_json
+
+EXAMPLE = "convswap report dy.safetensors --markdown"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("file", type=Path, help="a converted file")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    form.add_argument("--html", action="store_true", help="print an HTML page")
+    arguments.add_json(form)  # type: ignore[arg-type]
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command."""
+    info = read_info(parsed.file)
+    if parsed.json:
+        print_json(info.report.to_dict())
+    elif parsed.markdown:
+        sys.stdout.write(info.report.to_markdown())
+    elif parsed.html:
+        sys.stdout.write(info.report.to_html())
+    else:
+        source = f"architecture {info.source}" if info.source else "architecture not named"
+        console().print(source, markup=False, highlight=False)
+        console().print(info.report)
+    return 0

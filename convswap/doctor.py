@@ -1,0 +1,83 @@
+"""What convswap finds on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .targets import all_targets, broken_targets
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What matters to convswap about a machine.
+
+    Attributes:
+        versions: of Python and the packages it works with; None for one that is missing.
+        devices: what torch can compute on.
+        threads: that torch uses.
+        compilers: version lines of the C++ and CUDA compilers; None for one that is missing.
+        targets: names of the targets.
+        broken_targets: targets of other packages that could not be loaded, and why.
+    """
+
+    versions: dict[str, str | None]
+    devices: tuple[str, ...]
+    threads: int
+    compilers: dict[str, str | None]
+    targets: tuple[str, ...]
+    broken_targets: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine."""
+    packages = ("convswap", "torch", "torchvision", "timm", "safetensors", "rich", "jinja2")
+    return Diagnosis(
+        versions={"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        devices=_devices(),
+        threads=torch.get_num_threads(),
+        compilers={"c++": _first_line(os.environ.get("CXX", "c++")), "nvcc": _first_line(_nvcc(), last=True)},
+        targets=tuple(all_targets()),
+        broken_targets=broken_targets(),
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> tuple[str, ...]:
+    gpus = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return (f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}", *gpus, *mps)
+
+
+def _nvcc() -> str:
+    home = os.environ.get("CUDA_HOME")
+    return os.path.join(home, "bin", "nvcc") if home else "nvcc"
+
+
+def _first_line(compiler: str, last: bool = False) -> str | None:
+    """The first (or last) line of what a compiler says of its version, or None if there is no such compiler."""
+    if shutil.which(compiler) is None:
+        return None
+    try:
+        told = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"does not run: {error}"
+    lines = told.strip().splitlines() or ["?"]
+    return lines[-1 if last else 0]

@@ -1,0 +1,222 @@
+"""Converted models as files: one safetensors file with the weights and, as JSON, how to build what they belong to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .atomic import write_atomically
+from .checkpoint import match_precision, mismatches
+from .convert import recipe_steps
+from .errors import ConvswapError, FileError
+from .report import Report, attach_report, report
+from .rewrite import build_layers, put_in_place
+from .sources import Source, build_model, builds_like, infer_source, parse_source
+
+METADATA_KEY = "convswap"
+FILE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What the metadata of a converted file says.
+
+    Attributes:
+        source: the architecture, or None if whoever saved it did not say.
+        report: what was converted; its recipe rebuilds the model.
+        aliases: names of tied tensors, and the names that they are stored under.
+    """
+
+    source: Source | None
+    report: Report
+    aliases: Mapping[str, str]
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    source: str | Source | None = None,
+    *,
+    source_args: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a converted model to one safetensors file, whole or not at all.
+
+    Args:
+        model: a converted model.
+        path: the file, usually ``*.safetensors``.
+        source: what builds the architecture: ``torchvision:<name>``, ``timm:<name>`` or ``module.path:factory``. timm
+            models say it themselves. Without it the file needs ``load(path, model=...)``.
+        source_args: keyword arguments of the source.
+        overwrite: replace an existing file.
+
+    Raises:
+        ConvswapError: if the model has not been converted.
+        FileError: if the file exists, cannot be written, or the model's state is more than tensors.
+    """
+    import safetensors.torch
+
+    made = report(model)
+    if isinstance(source, str):
+        source = parse_source(source, source_args)
+    if source is None:
+        inferred = infer_source(model)
+        swapped = {step.name for step in made.swaps}
+        source = inferred if inferred is not None and builds_like(inferred, model, swapped) else None
+    tensors, aliases = _untie(model.state_dict())
+    info = {
+        "version": FILE_VERSION,
+        "source": None if source is None else source.to_dict(),
+        "aliases": aliases,
+        "report": made.to_dict(),
+    }
+    try:
+        metadata = {"format": "pt", METADATA_KEY: json.dumps(info)}
+    except TypeError as error:
+        raise FileError(f"what was converted cannot be written as JSON: {error}") from error
+
+    def write(temporary: Path) -> None:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata)
+        except safetensors.SafetensorError as error:  # how it reports a full disk
+            raise OSError(str(error)) from error
+
+    write_atomically(Path(path), write, overwrite)
+
+
+def load(
+    path: str | Path, model: nn.Module | None = None, *, device: str | torch.device = "cpu", trust_source: bool = False
+) -> nn.Module:
+    """Rebuild a converted model from its file.
+
+    Args:
+        path: a file that `save` wrote.
+        model: a fresh model of the architecture, where the file does not name it or you do not want it built; it is
+            converted in place and returned.
+        device: where to put the result, if ``model`` is not given.
+        trust_source: build an architecture whose source is ``module.path:factory``. That imports the module and runs
+            the function that the file names, so it is not done unasked.
+
+    Raises:
+        FileError: if the file is missing, damaged, no converted model, or does not fit the architecture.
+        ConvswapError: if the architecture is unknown and ``model`` is not given.
+    """
+    path = Path(path)
+    info = read_info(path)
+    if model is None:
+        model = _build(path, info, trust_source).to(device)
+    state = _read_tensors(path)
+    for alias, stored in info.aliases.items():
+        if stored not in state:
+            raise FileError(f"{path} is damaged: {alias} is stored as {stored}, which is not there")
+        state[alias] = state[stored]
+    steps, _ = recipe_steps(info.report.recipe, model)
+    wanted = sum(step.after.parameters for step in steps if step.action == "swap")
+    if wanted > sum(tensor.numel() for tensor in state.values()):
+        raise FileError(f"{path} does not fit its own recipe, which asks for {wanted} parameters of new layers alone")
+    seeds = {step.name: step.seed for step in info.report.recipe.steps}
+    put_in_place(model, build_layers(steps, seeds))
+    _load_strictly(model, state, path)
+    attach_report(model, info.report)
+    return model
+
+
+def is_converted_file(path: Path) -> bool:
+    """Whether ``path`` is a safetensors file that `save` wrote."""
+    return _read_metadata(path) is not None if path.is_file() and path.suffix == ".safetensors" else False
+
+
+def read_info(path: Path) -> FileInfo:
+    """The metadata of a converted file; no weights are read.
+
+    Raises:
+        FileError: if the file is missing, damaged or no converted model.
+    """
+    if not path.is_file():
+        raise FileError(f"there is no file {path}")
+    text = _read_metadata(path)
+    if text is None:
+        raise FileError(f"{path} is no converted model: it has no convswap metadata. convert writes such files")
+    try:
+        data = json.loads(text)
+        if data["version"] != FILE_VERSION:
+            raise FileError(f"{path} is of version {data['version']}, and this convswap reads version {FILE_VERSION}")
+        source = None if data["source"] is None else Source.from_dict(data["source"])
+        return FileInfo(source, Report.from_dict(data["report"]), {str(k): str(v) for k, v in data["aliases"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileError(f"{path} has damaged metadata ({type(error).__name__}: {error})") from error
+    except FileError:
+        raise
+    except ConvswapError as error:
+        raise FileError(f"{path} has damaged metadata: {error}") from error
+
+
+def _read_metadata(path: Path) -> str | None:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:  # safetensors' own error class, or an OSError
+        raise FileError(f"{path} cannot be read as safetensors: {error}") from error
+    return metadata.get(METADATA_KEY)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    import safetensors.torch
+
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:
+        raise FileError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _build(path: Path, info: FileInfo, trust_source: bool) -> nn.Module:
+    if info.source is None:
+        raise ConvswapError(
+            f"{path} does not say what builds its architecture ({info.report.model}): load(path, model=fresh_model)"
+        )
+    if info.source.is_code and not trust_source:
+        raise ConvswapError(
+            f"{path} says that {info.source} builds its architecture, which would import and run that code. If you "
+            "trust it: load(path, trust_source=True); or load(path, model=fresh_model)"
+        )
+    return build_model(info.source)
+
+
+def _untie(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to be stored, each once and contiguous, and the names of those that are the same tensor as another."""
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    storages: set[int] = set()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise FileError(f"{name} of the model's state is a {type(value).__name__}, and only tensors can be saved")
+        if value.is_meta:
+            raise FileError(f"{name} is on the meta device and has no numbers to save")
+        place = value.untyped_storage().data_ptr()
+        key = (place, value.storage_offset(), value.shape, value.stride(), value.dtype)
+        if value.numel() and key in first:
+            aliases[name] = first[key]
+            continue
+        first[key] = name
+        # Views of one storage are stored apart: safetensors refuses overlapping tensors.
+        tensors[name] = value.detach().contiguous().clone() if place in storages else value.detach().contiguous()
+        storages.add(place)
+    return tensors, aliases
+
+
+def _load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    problems = mismatches(model, state)
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise FileError(f"{path} does not fit the architecture {type(model).__name__}:\n{lines}")
+    match_precision(model, state)
+    model.load_state_dict(state)

@@ -1,0 +1,165 @@
+"""Where a model's architecture comes from, by name: torchvision, timm, or a function of the user's."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import ConvswapError, ModelError, OptionError, UnknownNameError, did_you_mean
+from .throwaway import untouched_randomness
+
+_FORBIDDEN = frozenset(
+    (
+        *("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"),
+        *("weights", "weights_backbone", "progress"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An architecture by name.
+
+    Attributes:
+        library: ``"torchvision"``, ``"timm"``, or the path of a module that has the factory.
+        name: of the model, or of the factory.
+        args: keyword arguments.
+    """
+
+    library: str
+    name: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether building it runs code of a module that the name names."""
+        return self.library not in ("torchvision", "timm")
+
+    def __str__(self) -> str:
+        return f"{self.library}:{self.name}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"library": self.library, "name": self.name, "args": dict(self.args)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Source:
+        """The inverse of `to_dict`, for data of any origin.
+
+        Raises:
+            ConvswapError: if the data is no source.
+        """
+        if isinstance(data, Mapping):
+            library, name, args = data.get("library"), data.get("name"), data.get("args")
+            if isinstance(library, str) and isinstance(name, str) and isinstance(args, Mapping):
+                return cls(library, name, dict(args))
+        raise ConvswapError("this names no source of a model: it needs a library, a name and arguments")
+
+
+def parse_source(text: str, args: Mapping[str, Any] | None = None) -> Source:
+    """The source that ``torchvision:<name>``, ``timm:<name>`` or ``module.path:factory`` names.
+
+    Raises:
+        UnknownNameError: if the text is of none of these forms.
+    """
+    library, separator, name = text.partition(":")
+    if not separator or not library or not name:
+        raise UnknownNameError(f"{text!r} names no model: write torchvision:<name>, timm:<name> or module.path:factory")
+    return Source(library, name, dict(args or {}))
+
+
+def build_model(source: Source) -> nn.Module:
+    """Build the architecture with random weights; nothing is downloaded, and the global generators are left alone.
+
+    Raises:
+        UnknownNameError: if there is no model of this name, naming the nearest.
+        OptionError: if the model does not take these arguments.
+        ModelError: if it cannot be built.
+    """
+    forbidden = sorted(_FORBIDDEN & set(source.args))
+    if forbidden and not source.is_code:
+        raise OptionError(f"{source} is built without weights: the argument {forbidden[0]!r} is not for here")
+    build = {"torchvision": _torchvision_builder, "timm": _timm_builder}.get(source.library, _factory)(source)
+    with untouched_randomness():
+        try:
+            model = build(**source.args)
+        except TypeError as error:
+            raise OptionError(f"{source} does not take these arguments: {error}") from error
+        except Exception as error:
+            raise ModelError(f"{source} cannot be built ({type(error).__name__}: {error})") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{source} gives a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def infer_source(model: nn.Module) -> Source | None:
+    """The timm model that ``model`` says it is, or None if it does not say or is not like it any more."""
+    config = getattr(model, "pretrained_cfg", None)
+    if not isinstance(config, Mapping) or not config.get("architecture"):
+        return None
+    args: dict[str, Any] = {}
+    classes = getattr(model, "num_classes", None)
+    if isinstance(classes, int) and classes != config.get("num_classes"):
+        args["num_classes"] = classes
+    return Source("timm", str(config["architecture"]), args)
+
+
+def builds_like(source: Source, model: nn.Module, swapped: set[str]) -> bool:
+    """Whether ``source`` builds a model with the tensors of ``model``, those of the modules ``swapped`` aside."""
+    try:
+        built = build_model(source)
+    except ConvswapError:
+        return False
+
+    def outline(module: nn.Module) -> dict[str, torch.Size]:
+        return {
+            name: tensor.shape
+            for name, tensor in module.state_dict().items()
+            if not any(name.startswith(f"{prefix}.") for prefix in swapped)
+        }
+
+    return outline(built) == outline(model)
+
+
+def _torchvision_builder(source: Source) -> Any:
+    from torchvision import models
+
+    names = models.list_models()
+    if source.name not in names:
+        raise UnknownNameError(f"torchvision has no model {source.name!r}.{did_you_mean(source.name, names)}")
+    builder = models.get_model_builder(source.name)
+    takes = inspect.signature(builder).parameters
+    no_weights = {name: None for name in ("weights", "weights_backbone") if name in takes}
+    no_init = {"init_weights": False} if "init_weights" in takes else {}
+    return lambda **args: builder(**{**no_weights, **no_init, **args})
+
+
+def _timm_builder(source: Source) -> Any:
+    timm: Any = importlib.import_module("timm")
+    names = timm.list_models()
+    if source.name.split(".")[0] not in names or ":" in source.name:
+        raise UnknownNameError(f"timm has no model {source.name!r}.{did_you_mean(source.name.split('.')[0], names)}")
+    return lambda **args: timm.create_model(source.name, pretrained=False, **args)
+
+
+def _factory(source: Source) -> Any:
+    try:
+        module = importlib.import_module(source.library)
+    except ImportError as error:
+        raise UnknownNameError(
+            f"there is no module {source.library!r} to take {source.name!r} from ({error}). "
+            "Models are named torchvision:<name>, timm:<name> or module.path:factory."
+        ) from error
+    factory = getattr(module, source.name, None)
+    if not callable(factory):
+        public = [name for name in vars(module) if not name.startswith("_")]
+        raise UnknownNameError(
+            f"the module {source.library!r} has no function {source.name!r}.{did_you_mean(source.name, public)}"
+        )
+    return factory
