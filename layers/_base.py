@@ -106,17 +106,18 @@ def parameter_like(value: Tensor, original: Tensor) -> nn.Parameter:
 
 
 def root_mean_square(value: Tensor) -> Tensor:
-    """Root mean square of all entries, as a 0-dim tensor."""
-    return value.detach().square().mean().sqrt()
+    """Root mean square of all entries, as a 0-dim tensor, in single precision at least."""
+    precise = value.detach().to(torch.promote_types(value.dtype, torch.float32))  # squares of half precision underflow
+    return precise.square().mean().sqrt()
 
 
 def normal_like(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal numbers with the dtype and device of ``like``.
+    """Standard normal numbers on the device of ``like``, in its dtype or in single precision where that is more.
 
-    They are drawn on the CPU in at least single precision, so that every device gets the same ones from the same
-    generator. On the meta device nothing is drawn.
+    They are drawn on the CPU, so that every device gets the same ones from the same generator. On the meta device
+    nothing is drawn.
     """
+    dtype = torch.promote_types(like.dtype, torch.float32)
     if like.is_meta:
-        return like.new_empty(shape)
-    draw_dtype = torch.promote_types(like.dtype, torch.float32)
-    return torch.randn(shape, generator=generator, dtype=draw_dtype).to(device=like.device, dtype=like.dtype)
+        return like.new_empty(shape, dtype=dtype)
+    return torch.randn(shape, generator=generator, dtype=dtype).to(like.device)

@@ -125,3 +125,10 @@ def is_channels_last(weight: Tensor) -> bool:
     if weight.dim() == 4:
         return weight.is_contiguous(memory_format=torch.channels_last)
     return weight.dim() == 5 and weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def memory_format(value: Tensor) -> torch.memory_format:
+    """The channels_last format of its dimension where ``value`` (or a kernel) is stored so, else contiguous."""
+    if not is_channels_last(value):
+        return torch.contiguous_format
+    return torch.channels_last if value.dim() == 4 else torch.channels_last_3d

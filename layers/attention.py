@@ -37,8 +37,8 @@ class KernelAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.axes = tuple(range(-dims, 0))
-        self.fc1 = nn.utils.skip_init(nn.Linear, in_channels, hidden, device=device, dtype=dtype)
-        self.fc2 = nn.utils.skip_init(nn.Linear, hidden, kernels, device=device, dtype=dtype)
+        self.fc1 = nn.Linear(in_channels, hidden, device=device, dtype=dtype)
+        self.fc2 = nn.Linear(hidden, kernels, device=device, dtype=dtype)
         self.register_buffer("temperature", torch.full((), temperature, device=device, dtype=dtype))
         self.reset_parameters()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
@@ -143,6 +144,14 @@ class _DclsNd(ConvLayer):
         """Move elements that have left the grid back to its border; to be called after each optimiser step."""
         for d in range(self.dims):
             self.P[d].clamp_(*position_bounds(self.kernel_size[self.dims - 1 - d]))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # P and SIG have four axes, but are no images: to(memory_format=...) must pass over them.
+        def pass_over_format(value: Tensor) -> Tensor:
+            return fn(value.flatten(1)).view_as(value) if value.dim() == 4 else fn(value)
+
+        super()._apply(pass_over_format, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def construct_kernel(self) -> Tensor:
         """The dense kernel (out_channels, in_channels / groups, *dilated_kernel_size)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -46,16 +47,23 @@ def construct_kernel(
     if (SIG is None) == (version == "gauss"):
         raise ValueError(f"version {version!r} {'needs' if version == 'gauss' else 'has no'} SIG")
     sizes = tuple(dilated_kernel_size)
-    if P.shape != (len(sizes), *weight.shape):
-        raise ValueError(f"P must have shape {(len(sizes), *weight.shape)}, got {tuple(P.shape)}")
+    if weight.dim() != 3:
+        raise ValueError(f"weight must be (outputs, inputs per group, elements), got {tuple(weight.shape)}")
+    for name, value in (("P", P), ("SIG", SIG)):
+        if value is not None and value.shape != (len(sizes), *weight.shape):
+            raise ValueError(f"{name} must have shape {(len(sizes), *weight.shape)}, got {tuple(value.shape)}")
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    with torch.autocast(weight.device.type, enabled=False):
+    with _no_autocast(weight):
         values, positions = weight.to(dtype), P.to(dtype)
         if SIG is None:
             kernel = _scatter_triangles(values, positions, sizes)
         else:
             kernel = _sum_gaussians(values, positions, SIG.to(dtype), sizes)
     return kernel.to(weight.dtype)
+
+
+def _no_autocast(value: Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if value.is_meta else torch.autocast(value.device.type, enabled=False)
 
 
 def _scatter_triangles(weight: Tensor, P: Tensor, sizes: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._base import ConvLayer, normal_like, parameter_like, root_mean_square
-from ._geometry import IntOrInts, Padding, is_channels_last
+from ._geometry import IntOrInts, Padding, memory_format
 from .attention import KernelAttention
 from .dynamic_conv import dynamic_conv
 
@@ -182,12 +182,9 @@ def _check_options(kernels: int, reduction: int, temperature: float) -> None:
 def _spread(value: Tensor, kernels: int, std: Tensor, generator: torch.Generator | None) -> Tensor:
     """``kernels`` copies of ``value`` stacked on its first axis, each with noise of this std, the noises' sum zero."""
     source = value.detach()
-    channels_last = is_channels_last(source)
-    if channels_last:
-        source = source.movedim(1, -1)
     noise: Any = normal_like((kernels, *source.shape), source, generator)
     noise -= noise.mean(0)
     noise *= std * (kernels / (kernels - 1)) ** 0.5
     noise += source
-    stacked: Tensor = noise.flatten(0, 1)
-    return stacked.movedim(-1, 1) if channels_last else stacked
+    stacked: Tensor = noise.flatten(0, 1).to(source.dtype)
+    return stacked.contiguous(memory_format=memory_format(source))

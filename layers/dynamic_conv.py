@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ._geometry import (
     conv_nd,
     effective_size,
     is_channels_last,
+    memory_format,
     normalise_padding,
     output_size,
     pad,
@@ -57,7 +58,13 @@ def dynamic_conv(
         ValueError: if the shapes do not fit together.
     """
     dims = weight.dim() - 2
+    if formula is not None and formula not in get_args(Formula):
+        raise ValueError(f"formula must be one of {', '.join(get_args(Formula))}, got {formula!r}")
     if x.dim() == dims + 1:
+        if attention.dim() != 1:
+            raise ValueError(
+                f"attention must be (kernels) for x without batch, got {tuple(attention.shape)} and x {tuple(x.shape)}"
+            )
         whole = dynamic_conv(
             x[None], weight, bias, attention[None], stride, padding, dilation, groups, padding_mode, formula
         )
@@ -73,43 +80,62 @@ def dynamic_conv(
         for size in output_size(x.shape[2:], widths, window, steps):
             pixels *= size
         formula = choose_formula(x, weight, attention.shape[1], groups, pixels)
+    elif x.shape[0] == 0:
+        formula = "stacked"
+    if formula == "matmul" and weight[0, 0].numel() != 1:
+        raise ValueError(f'formula "matmul" is for 1x1 kernels, got {tuple(weight.shape[2:])}')
 
     if formula == "stacked":
-        return _stacked(x, weight, bias, attention, steps, widths, spacing, groups, padding_mode)
-    mixed = mix_kernels(weight, attention)
-    mixed_bias = None if bias is None else attention @ bias.view(attention.shape[1], -1)
-    if formula == "matmul":
-        return _matmul(pad(x, widths, padding_mode), mixed, mixed_bias, steps, groups)
-    if formula == "loop":
-        return _loop(x, mixed, mixed_bias, steps, widths, spacing, groups, padding_mode)
-    return _grouped(x, mixed, mixed_bias, steps, widths, spacing, groups, padding_mode)
+        y = _stacked(x, weight, bias, attention, steps, widths, spacing, groups, padding_mode)
+    else:
+        mixed = mix_kernels(weight, attention)
+        mixed_bias = None if bias is None else attention @ bias.reshape(attention.shape[1], -1)
+        if formula == "matmul":
+            y = _matmul(pad(x, widths, padding_mode), mixed, mixed_bias, steps, groups)
+        else:
+            compute = _loop if formula == "loop" else _grouped
+            y = compute(x, mixed, mixed_bias, steps, widths, spacing, groups, padding_mode)
+    return y.contiguous(memory_format=_output_format(x, weight))
 
 
 def choose_formula(x: Tensor, weight: Tensor, kernels: int, groups: int, pixels: int) -> Formula:
-    """The cheapest formula for these shapes.
+    """The cheapest formula for these shapes, calibrated on the CPU by ``benchmarks/dynamic_formulas.py``.
 
     Mixing kernels first moves each sample's kernel through memory, which costs as much as convolving some number of
-    output pixels with it; convolving with all kernels costs ``kernels - 1`` further convolutions of every pixel. A
-    graph with a group for each sample cannot be exported with a dynamic batch; ``"stacked"`` can.
+    output pixels with it (`_mixing_cost_in_pixels`); convolving with all kernels costs ``kernels - 1`` further
+    convolutions of every pixel. Depthwise kernels are too small for mixing to cost anything.
+
+    A group or a turn for each sample cannot be exported with a dynamic batch; ``"stacked"`` can.
     """
     batch = x.shape[0]
     if torch.compiler.is_exporting() or batch == 0:
         return "stacked"
     if batch == 1:
         return "loop"
-    taps = weight[0, 0].numel()
+    on_cpu = x.device.type == "cpu"
     depthwise = weight.shape[1] == 1
-    if taps == 1 and not depthwise:
-        return "matmul"
-    if depthwise:
-        return "grouped"
-    if (kernels - 1) * pixels < _MIXING_COST_IN_PIXELS[x.device.type != "cpu"]:
+    point = weight[0, 0].numel() == 1
+    if not point and not depthwise and (kernels - 1) * pixels < _mixing_cost_in_pixels(batch, on_cpu):
         return "stacked"
-    return "grouped" if x.device.type != "cpu" else "loop"
+    if on_cpu and _output_format(x, weight) != torch.contiguous_format:
+        return "loop"  # the others would have to leave channels_last and come back
+    if point and not depthwise:
+        return "matmul"
+    return "loop" if on_cpu and groups == 1 else "grouped"
 
 
-# On the CPU, see benchmarks/dynamic.py; elsewhere the convolution of a pixel is cheaper next to moving the kernel.
-_MIXING_COST_IN_PIXELS = {False: 256, True: 512}
+def _mixing_cost_in_pixels(batch: int, on_cpu: bool) -> int:
+    """Output pixels whose convolution takes as long as mixing the kernel: on the CPU rather more in large batches.
+
+    Elsewhere not measured; a higher value, since there arithmetic is cheaper next to moving memory.
+    """
+    return 128 + 2 * min(batch, 32) if on_cpu else 512
+
+
+def _output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """The memory format that a plain convolution of these tensors gives its result."""
+    own = memory_format(x)
+    return own if own != torch.contiguous_format else memory_format(weight)
 
 
 def mix_kernels(weight: Tensor, attention: Tensor) -> Tensor:
@@ -131,6 +157,11 @@ def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, attention: Ten
         raise ValueError(f"weight has {weight.shape[0]} rows, no multiple of the {attention.shape[1]} kernels")
     if x.shape[1] != weight.shape[1] * groups:
         raise ValueError(f"x must have {weight.shape[1] * groups} channels, got shape {tuple(x.shape)}")
+    if (weight.shape[0] // attention.shape[1]) % groups:
+        raise ValueError(
+            f"groups must divide the outputs of each kernel, got groups={groups}, "
+            f"weight of shape {tuple(weight.shape)} and {attention.shape[1]} kernels"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
@@ -152,12 +183,15 @@ def _stacked(
         blocks = (kernels, groups, out // groups)
         weight = weight.reshape(*blocks, *weight.shape[1:]).transpose(0, 1).flatten(0, 2)
         if bias is not None:
-            bias = bias.view(blocks).transpose(0, 1).flatten()
+            bias = bias.reshape(blocks).transpose(0, 1).flatten()
     y = conv_nd(x, weight, bias, stride, widths, dilation, groups, padding_mode)
-    size = y.shape[2:]
-    y = y.reshape(-1, groups, kernels, out // groups, *size)
-    mixed = torch.einsum("bk,bgk...->bg...", attention, y)
-    return mixed.reshape(-1, out, *size)
+    # Term by term and not as one product, which would not keep channels_last.
+    terms = y.reshape(-1, groups, kernels, out // groups, *y.shape[2:]).unbind(2)
+    shares = attention.to(y.dtype).reshape(-1, kernels, *(1 for _ in terms[0].shape[1:])).unbind(1)
+    mixed = terms[0] * shares[0]
+    for term, share in zip(terms[1:], shares[1:], strict=True):
+        mixed = mixed + term * share
+    return mixed.reshape(-1, out, *y.shape[2:])
 
 
 def _grouped(
@@ -194,30 +228,23 @@ def _loop(
     groups: int,
     padding_mode: str,
 ) -> Tensor:
+    # Split once, not indexed for each sample: the gradient of an index is as large as the whole.
+    biases = [None] * x.shape[0] if bias is None else bias.unbind()
     samples = [
-        conv_nd(
-            x[b : b + 1],
-            mixed[b],
-            None if bias is None else bias[b],
-            stride,
-            widths,
-            dilation,
-            groups,
-            padding_mode,
-        )
-        for b in range(x.shape[0])
+        conv_nd(sample, kernel, own_bias, stride, widths, dilation, groups, padding_mode)
+        for sample, kernel, own_bias in zip(x.split(1), mixed.unbind(), biases, strict=True)
     ]
     return samples[0] if len(samples) == 1 else torch.cat(samples)
 
 
 def _matmul(x: Tensor, mixed: Tensor, bias: Tensor | None, stride: tuple[int, ...], groups: int) -> Tensor:
-    if mixed[0, 0, 0].numel() != 1:
-        raise ValueError(f'formula "matmul" is for 1x1 kernels, got {tuple(mixed.shape[3:])}')
     for axis, step in enumerate(stride, start=2):
         if step > 1:
             x = x.movedim(axis, 0)[::step].movedim(0, axis)
     batch, out = mixed.shape[:2]
     size = x.shape[2:]
     rows = mixed.reshape(batch * groups, out // groups, -1)
-    y = torch.bmm(rows, x.reshape(batch * groups, rows.shape[2], -1)).view(batch, out, *size)
-    return y if bias is None else y + bias.view(batch, out, *(1 for _ in size))
+    columns = x.reshape(batch * groups, rows.shape[2], -1)
+    if bias is None:
+        return torch.bmm(rows, columns).view(batch, out, *size)
+    return torch.baddbmm(bias.reshape(batch * groups, -1, 1), rows, columns).view(batch, out, *size)

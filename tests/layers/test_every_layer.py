@@ -1,0 +1,412 @@
+"""What holds for every layer. A new kind of layer is one more line in KINDS."""
+
+import copy
+import pickle
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from convswap.layers import (
+    ConvLayer,
+    Dcls1d,
+    Dcls2d,
+    Dcls3d,
+    DynamicConv1d,
+    DynamicConv2d,
+    DynamicConv3d,
+)
+
+from .helpers import Geometry, few_examples, geometries, is_channels_last, plain_conv, relative_error
+
+
+@dataclass(frozen=True)
+class Kind:
+    layer: type[ConvLayer]
+    options: dict[str, Any] = field(default_factory=dict)
+    exact: bool = True
+
+    @property
+    def dims(self) -> int:
+        return self.layer.dims
+
+    def __str__(self) -> str:
+        return "-".join([self.layer.__name__, *(f"{name}={value}" for name, value in self.options.items())])
+
+    def from_conv(self, conv: nn.Module, seed: int = 0) -> Any:
+        return self.layer.from_conv(conv, generator=torch.Generator().manual_seed(seed), **self.options)
+
+
+KINDS = (
+    Kind(DynamicConv1d),
+    Kind(DynamicConv2d),
+    Kind(DynamicConv2d, {"kernels": 2, "temperature": 30.0}),
+    Kind(DynamicConv3d),
+    Kind(Dcls1d),
+    Kind(Dcls2d),
+    Kind(Dcls2d, {"kernel_count": 20}),
+    Kind(Dcls3d),
+    Kind(Dcls1d, {"version": "gauss"}, exact=False),
+    Kind(Dcls2d, {"version": "gauss"}, exact=False),
+    Kind(Dcls3d, {"version": "gauss"}, exact=False),
+)
+
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
+exact_kinds = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.exact], ids=str)
+
+
+def usual(dims, **changes):
+    """A 3×3 convolution with bias, stride 2 and 2 groups, in as many dimensions."""
+    each = lambda number: (number,) * dims
+    g = Geometry(each(9), each(3), each(2), each(1), each(1), 2, "zeros", 4, 6, bias=True, seed=7)
+    return replace(g, **changes)
+
+
+def state_of(layer):
+    return {name: value.detach().clone() for name, value in layer.state_dict().items()}
+
+
+def same_state(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+# ---- from a convolution
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str)
+@exact_kinds
+def test_layer_computes_what_the_convolution_does(kind, dtype, tolerance):
+    @few_examples
+    @given(geometries(dims=kind.dims, min_size=9))
+    def check(g):
+        conv, x = g.conv(dtype), g.input(dtype=dtype)
+        assume(kind.layer.unsupported_reason(conv, **kind.options) is None)
+        layer = kind.from_conv(conv, g.seed)
+        expected = plain_conv(x, conv.weight, conv.bias, g)
+        assert relative_error(layer(x), expected) <= tolerance
+        if g.padding_mode == "zeros":
+            assert relative_error(layer(x[0]), expected[0]) <= tolerance
+
+    check()
+
+
+@every_kind
+def test_every_parameter_moves_in_two_steps(kind):
+    g = usual(kind.dims)
+    layer, x = kind.from_conv(g.conv()), g.input()
+    start = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        layer(x).square().mean().backward()
+        optimiser.step()
+    assert set(layer.new_parameters()) < set(start)
+    for name, parameter in layer.named_parameters():
+        assert (parameter - start[name]).abs().max() > 1e-12, name
+
+
+@every_kind
+def test_new_parameters_are_those_that_a_convolution_has_not(kind):
+    layer = kind.from_conv(usual(kind.dims).conv())
+    carried = set(dict(layer.named_parameters())) - set(layer.new_parameters())
+    assert carried == {"weight", "bias"}
+    assert layer.new_parameters()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@every_kind
+def test_half_precision_is_carried(kind, dtype):
+    g = usual(kind.dims)
+    conv, x = g.conv(dtype), g.input(dtype=dtype)
+    layer = kind.from_conv(conv)
+    assert {value.dtype for value in layer.state_dict().values()} == {dtype}
+    y = layer(x)
+    assert y.dtype == dtype
+    assert relative_error(y, conv(x)) < (8 * torch.finfo(dtype).eps if kind.exact else 0.03)
+
+
+@every_kind
+def test_small_half_precision_weights_stay_small(kind):
+    conv = usual(kind.dims).conv(torch.float16)
+    with torch.no_grad():
+        conv.weight.mul_(1e-4)
+        conv.bias.zero_()
+    layer = kind.from_conv(conv)
+    assert layer.weight.abs().max() < 2 * conv.weight.abs().max()
+
+
+@every_kind
+def test_modes_and_requires_grad_are_carried(kind):
+    conv = usual(kind.dims).conv().eval()
+    conv.weight.requires_grad_(False)
+    layer = kind.from_conv(conv)
+    assert not any(module.training for module in layer.modules())
+    assert not layer.weight.requires_grad
+    assert layer.bias.requires_grad
+    assert all(parameter.requires_grad for parameter in layer.new_parameters().values())
+    assert all(module.training for module in kind.from_conv(conv.train()).modules())
+
+
+@every_kind
+def test_the_convolution_is_left_alone(kind):
+    conv = usual(kind.dims).conv()
+    before = state_of(conv)
+    layer = kind.from_conv(conv)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(1)
+    assert same_state(state_of(conv), before)
+
+
+@every_kind
+def test_geometry_is_carried(kind):
+    g = usual(kind.dims, padding_mode="circular")
+    layer = kind.from_conv(g.conv())
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (4, 6, 2)
+    assert (layer.stride, layer.padding_mode) == (g.stride, "circular")
+    assert "4, 6" in repr(layer)
+    assert "padding_mode='circular'" in repr(layer)
+
+
+@every_kind
+def test_zero_weights(kind):
+    g = usual(kind.dims)
+    conv, x = g.conv(), g.input()
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.bias.zero_()
+    layer = kind.from_conv(conv)
+    y = layer(x)
+    assert y.abs().max() < 1e-12
+    assert all(value.isfinite().all() for value in layer.state_dict().values())
+    (y - 1).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+    assert layer.weight.grad.any()
+
+
+@every_kind
+def test_generator_decides_and_the_global_one_is_left_alone(kind):
+    conv = usual(kind.dims).conv()
+    before = torch.get_rng_state()
+    first = kind.from_conv(conv, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert same_state(state_of(first), state_of(kind.from_conv(conv, seed=1)))
+    if isinstance(first, DynamicConv1d | DynamicConv2d | DynamicConv3d) or "kernel_count" in kind.options:
+        assert not same_state(state_of(first), state_of(kind.from_conv(conv, seed=2)))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_memory_format_of_the_kernel_is_carried(dims):
+    layer_class = (DynamicConv2d, DynamicConv3d)[dims - 2]
+    contiguous = usual(dims).conv()
+    formatted = copy.deepcopy(contiguous).to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
+    layer = Kind(layer_class).from_conv(formatted)
+    assert is_channels_last(layer.weight)
+    assert not layer.weight.is_contiguous()
+    assert same_state(state_of(layer), state_of(Kind(layer_class).from_conv(contiguous)))
+
+
+class OnlyMeta(TorchDispatchMode):
+    """Fails when any operation gives a tensor that has memory."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            assert not isinstance(value, torch.Tensor) or value.is_meta, function
+        return result
+
+
+@every_kind
+def test_meta_convolution_allocates_nothing(kind):
+    g = usual(kind.dims)
+    conv, x = g.conv().to("meta"), g.input(3).to("meta")
+    with OnlyMeta():
+        layer = kind.from_conv(conv)
+        y = layer(x)
+    real = kind.from_conv(g.conv())
+    assert {name: value.shape for name, value in layer.state_dict().items()} == {
+        name: value.shape for name, value in real.state_dict().items()
+    }
+    assert y.shape == real(g.input(3)).shape
+
+
+@every_kind
+def test_other_modules_are_refused(kind):
+    other = nn.Conv2d(2, 2, 3) if kind.dims != 2 else nn.Conv1d(2, 2, 3)
+    for module in (nn.Linear(2, 2), nn.ConvTranspose2d(2, 2, 3), other):
+        assert type(module).__name__ in str(kind.layer.unsupported_reason(module))
+        with pytest.raises(ValueError, match=type(module).__name__):
+            kind.from_conv(module)
+
+
+# ---- made anew
+
+
+def make(kind, *arguments, **changes):
+    options = {name: value for name, value in kind.options.items() if name != "kernel_count"}
+    return kind.layer(*(arguments or (4, 6, 3)), **{"padding": 1, **options, **changes})
+
+
+@every_kind
+def test_constructor_gives_a_layer_that_runs_and_depends_on_the_seed(kind):
+    torch.manual_seed(0)
+    layer = make(kind)
+    assert all(value.isfinite().all() and value.device.type == "cpu" for value in layer.state_dict().values())
+    y = layer(torch.randn(2, 4, *(9,) * kind.dims))
+    assert y.shape[:2] == (2, 6)
+    assert y.isfinite().all()
+    y.sum().backward()
+    torch.manual_seed(0)
+    assert same_state(state_of(layer), state_of(make(kind)))
+    assert not same_state(state_of(layer), state_of(make(kind)))
+
+
+@every_kind
+def test_constructor_on_meta(kind):
+    for layer in (make(kind, device="meta", dtype=torch.float64), with_default_device(lambda: make(kind))):
+        assert all(value.is_meta for value in layer.state_dict().values())
+    assert make(kind, device="meta", dtype=torch.float64).weight.dtype == torch.float64
+
+
+def with_default_device(function):
+    with torch.device("meta"):
+        return function()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": 3}, "groups=3"),
+        ({"groups": 0}, "groups=0"),
+        ({"padding_mode": "mirror"}, "mirror"),
+        ({"padding": "full"}, "full"),
+        ({"padding": -1}, "-1"),
+        ({"stride": 0}, "stride"),
+        ({"stride": (1, 1, 1, 1)}, r"\(1, 1, 1, 1\)"),
+    ],
+    ids=str,
+)
+@every_kind
+def test_bad_arguments_are_named(kind, change, message):
+    with pytest.raises(ValueError, match=message):
+        make(kind, **change)
+
+
+# ---- as a module
+
+
+@pytest.fixture(params=KINDS, ids=str)
+def case(request):
+    """A layer in double precision, an input, and the layer's output for it."""
+    kind = request.param
+    g = usual(kind.dims)
+    torch.manual_seed(3)
+    layer = make(kind, stride=2, groups=2, dtype=torch.float64)
+    x = g.input()
+    return kind, layer, x, layer(x)
+
+
+def test_copies(case):
+    _, layer, x, y = case
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(x), y)
+        assert not {value.data_ptr() for value in other.parameters()} & {v.data_ptr() for v in layer.parameters()}
+
+
+def test_state_dict_round_trip(case):
+    kind, layer, x, y = case
+    other = make(kind, stride=2, groups=2, dtype=torch.float64)
+    assert not torch.equal(other(x), y)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), y)
+
+
+def test_cast_and_back(case):
+    _, layer, x, y = case
+    layer.to(torch.float32)
+    assert {value.dtype for value in layer.state_dict().values()} == {torch.float32}
+    assert relative_error(layer(x.float()), y) < 1e-5
+    assert relative_error(layer.to(torch.float64)(x), y) < 1e-5
+    assert layer.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_channels_last(case):
+    kind, layer, x, y = case
+    memory_format = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}[kind.dims]
+    layer.to(memory_format=memory_format)
+    assert relative_error(layer(x), y) < 1e-12
+    from_channels_last = layer(x.to(memory_format=memory_format))
+    assert relative_error(from_channels_last, y) < 1e-12
+    if kind.dims == 2:  # convolutions over three axes do not keep it in double precision
+        assert is_channels_last(from_channels_last)
+
+
+def test_no_batch_and_batch_of_one_and_none(case):
+    _, layer, x, y = case
+    assert relative_error(layer(x[0]), y[0]) < 1e-12
+    assert relative_error(layer(x[:1]), y[:1]) < 1e-12
+    nothing = layer(x[:0])
+    assert nothing.shape == (0, *y.shape[1:])
+    nothing.sum().backward()
+
+
+@every_kind
+def test_image_of_one_pixel(kind):
+    g = usual(kind.dims, size=(1,) * kind.dims)
+    conv, x = g.conv(), g.input(3)
+    assert relative_error(kind.from_conv(conv)(x), conv(x)) < (1e-10 if kind.exact else 0.03)
+
+
+def test_autocast(case):
+    _, layer, x, y = case
+    layer.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = layer(x.float())
+    assert low.dtype == torch.bfloat16
+    assert relative_error(low, y) < 0.03
+    low.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+def test_compile_without_graph_breaks(case):
+    _, layer, x, y = case
+    torch._dynamo.reset()
+    expected = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    assert relative_error(compiled, y) < 1e-12
+    for ours, theirs in zip(
+        torch.autograd.grad(compiled.square().sum(), list(layer.parameters())), expected, strict=True
+    ):
+        assert relative_error(ours, theirs, least=1e-3) < 1e-10
+
+
+def test_export_with_any_batch(case):
+    _, layer, x, y = case
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    assert relative_error(program.module()(x), y) < 1e-12
+    more = torch.cat((x, 2 * x, x[:1]))
+    assert relative_error(program.module()(more), layer(more)) < 1e-12
+
+
+def test_symbolic_trace_and_feature_extractor(case):
+    _, layer, x, y = case
+    model = nn.Sequential(nn.Identity(), layer, nn.ReLU())
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(x), y.relu())
+    assert torch.equal(traced(x[:1]), model(x[:1]))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(traced(x), model(x))
+    features = create_feature_extractor(model, {"2": "after"})
+    assert torch.equal(features(x)["after"], model(x))
