@@ -46,8 +46,6 @@ def conversion_note(conv: Conv) -> str | None:
 
 def unknown_class_reason(conv: Conv) -> str | None:
     """Why nothing is known of what this convolution computes, or None if it is known."""
-    if isinstance(conv, nn.modules.lazy.LazyModuleMixin):
-        return "it is lazy and has no weights yet: run a forward pass first"
     if _class_path(conv) in _WEIGHTS:
         return _unusual_padding(conv)
     if type(conv) in CONVS:

@@ -34,6 +34,8 @@ class Cost:
 
 def conv_cost(site: ConvSite) -> Cost:
     """What the convolution of ``site`` costs as it is. It keeps its input for the backward pass."""
+    if nn.parameter.is_lazy(site.module.weight):
+        return Cost(0, 0, None, None)
     item = site.module.weight.element_size()
     kept = sum(math.prod(call.input_shape) for call in site.calls) * item // site.batch
     return Cost(*_parameters(site.module), site.multiply_adds, kept if site.calls else None)

@@ -149,7 +149,8 @@ def conv_multiply_adds(conv: Any, output_shape: Sequence[int]) -> int:
 
 
 # A model may ask where and in what precision a weight is: the new layer's weight answers likewise.
-_HARMLESS = frozenset(vars(torch._C.TensorBase)[name].__get__ for name in ("dtype", "device", "requires_grad"))
+PLACEMENT_ATTRIBUTES = ("dtype", "device", "requires_grad")
+_HARMLESS = frozenset(vars(torch._C.TensorBase)[name].__get__ for name in PLACEMENT_ATTRIBUTES)
 
 _CONV_FUNCTIONS = frozenset(
     (

@@ -11,7 +11,7 @@ from torch import nn
 
 from .conv_classes import conversion_note, unknown_class_reason
 from .costs import Cost, conv_cost, layer_cost
-from .errors import ConvswapError, NothingToSwapError
+from .errors import ConvswapError, NothingToSwapError, OptionError
 from .inputs import ExampleInputs
 from .options import make_options, options_to_dict
 from .sites import ConvSite, Trace
@@ -156,6 +156,8 @@ def keep_reason(site: ConvSite) -> str | None:
     """Why a convolution is kept whatever the target, or None."""
     if site.inside is not None:
         return f"it is a part of {site.inside}, a layer that conversions put there"
+    if not site.parametrised and nn.parameter.is_lazy(site.module.weight):
+        return "it is lazy and has no weights yet: run a forward pass first"
     if site.parametrised:
         return (
             "its parameters are computed by torch.nn.utils.parametrize: remove the parametrisation first "
@@ -239,7 +241,11 @@ def _cost_after(site: ConvSite, target: Target, options: Any, costs: dict[Any, C
     )
     key = (target.name, repr(options_to_dict(options)), geometry, site.calls, site.batch)
     if key not in costs:
-        costs[key] = layer_cost(target.build(conv, options, None), site.calls, site.batch)
+        try:
+            costs[key] = layer_cost(target.build(conv, options, None), site.calls, site.batch)
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # sizes that cannot be
+            reason = str(error).partition("\n")[0]
+            raise OptionError(f"{site.name or 'the model'} cannot be converted to {target.name}: {reason}") from error
     return costs[key]
 
 

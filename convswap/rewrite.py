@@ -113,7 +113,7 @@ def _tie(swaps: list[Step], layers: dict[int, nn.Module]) -> None:
 
 
 def _layer_seed(seed: int, name: str) -> int:
-    return ((seed << 32) + zlib.crc32(name.encode())) % 2**63
+    return zlib.crc32(f"{seed} {name}".encode())  # of a seed, torch's CPU generator uses 32 bits
 
 
 def _seed_global_generators(seed: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from .conv_classes import TRANSPOSED, Conv
+from .conv_classes import CONVS, TRANSPOSED, Conv
 from .layers import ConvLayer
-from .measure import Measurement
+from .measure import PLACEMENT_ATTRIBUTES, Measurement
 from .regions import TracedRegion, follow
 from .sites import ConvSite, OtherConv, hooks_of
 
@@ -24,17 +25,27 @@ class _Place:
     training_only: bool
 
 
-def make_sites(
-    model: nn.Module, convs: Mapping[str, Conv], regions: list[TracedRegion], measurement: Measurement
-) -> tuple[ConvSite, ...]:
-    """The sites of ``convs``, in order of execution as far as it is known."""
+def conv_like(model: nn.Module) -> dict[str, nn.Module]:
+    """Convolutions, and layers of ours that stand in the place of one, by their first qualified names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, (*CONVS, ConvLayer))}
+
+
+def make_sites(model: nn.Module, regions: list[TracedRegion], measurement: Measurement) -> tuple[ConvSite, ...]:
+    """The sites of all convolutions, in order of execution as far as it is known.
+
+    Layers of ours count in that order: what comes after one is not the network's first convolution.
+    """
+    everything = conv_like(model)
+    convs: dict[str, Any] = {name: module for name, module in everything.items() if isinstance(module, CONVS)}
     places = _places(model, regions)
     aliases = _aliases(model, convs)
     tied = _tied(model, convs)
     graph_reads = _graph_reads(regions)
     ours = {name: type(module).__name__ for name, module in model.named_modules() if isinstance(module, ConvLayer)}
     sites = []
-    for index, name in enumerate(_execution_order(convs, places, measurement)):
+    for index, name in enumerate(_execution_order(everything, places, measurement)):
+        if name not in convs:
+            continue
         place = places.get(name)
         conv = convs[name]
         reads = {f"{alias}.{parameter}" for alias in (name, *aliases[name]) for parameter in conv._parameters}
@@ -100,7 +111,9 @@ def _places(model: nn.Module, regions: list[TracedRegion]) -> dict[str, _Place]:
     return places
 
 
-def _execution_order(convs: Mapping[str, Conv], places: Mapping[str, _Place], measurement: Measurement) -> list[str]:
+def _execution_order(
+    convs: Mapping[str, nn.Module], places: Mapping[str, _Place], measurement: Measurement
+) -> list[str]:
     """Names in the order the forward pass ran them, then as the graphs have them, then as they are registered."""
     ordered = dict.fromkeys((*measurement.calls, *places, *convs))
     return [name for name in ordered if name in convs]
@@ -140,11 +153,16 @@ def _tied(model: nn.Module, convs: Mapping[str, Conv]) -> dict[str, tuple[str, .
 
 
 def _graph_reads(regions: list[TracedRegion]) -> set[str]:
-    """Qualified names of all attributes that the traced code reads."""
+    """Qualified names of all tensors whose numbers or shapes the traced code reads."""
     return {
         f"{region.name}.{node.target}" if region.name else str(node.target)
         for region in regions
         for graph in region.graphs()
         for node in graph.nodes
-        if node.op == "get_attr"
+        if node.op == "get_attr" and not all(_asks_where_it_is(user) for user in node.users)
     }
+
+
+def _asks_where_it_is(node: fx.Node) -> bool:
+    """Whether a node asks a tensor no more than what the new layer's weight would answer likewise."""
+    return node.op == "call_function" and node.target is getattr and node.args[1] in PLACEMENT_ATTRIBUTES

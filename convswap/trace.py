@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .conv_classes import CONVS, Conv
 from .inputs import ExampleInputs, as_call, default_input_shape, is_shape, make_inputs
 from .measure import Measurement, measure
 from .refusals import refuse_wrapped
 from .regions import TracedRegion, trace_regions
-from .site_making import make_sites, other_convs
+from .site_making import conv_like, make_sites, other_convs
 from .sites import ConvCall, ConvSite, Region, Trace
 from .throwaway import throwaway_copy, untouched_randomness
 
@@ -33,11 +32,11 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
         ConvswapError: if ``example_inputs`` is none of these.
     """
     refuse_wrapped(model)
-    names = _conv_names(model)
+    watched = conv_like(model)
     with untouched_randomness():
         regions = trace_regions(throwaway_copy(model, FakeTensorMode(allow_non_fake_inputs=True)))
-        measurement = _measure_both_modes(model, names, example_inputs, real_pass)
-    sites = make_sites(model, names, regions, measurement)
+        measurement = _measure_both_modes(model, watched, example_inputs, real_pass)
+    sites = make_sites(model, regions, measurement)
     return Trace(
         model=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)),
@@ -49,13 +48,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
     )
 
 
-def _conv_names(model: nn.Module) -> dict[str, Conv]:
-    """Convolutions by their first qualified names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, CONVS)}
-
-
 def _measure_both_modes(
-    model: nn.Module, names: Mapping[str, Conv], example_inputs: ExampleInputs, real_pass: bool
+    model: nn.Module, names: Iterable[str], example_inputs: ExampleInputs, real_pass: bool
 ) -> Measurement:
     if example_inputs is None:
         shape = default_input_shape(model)
@@ -63,7 +57,7 @@ def _measure_both_modes(
             return Measurement(failure="no example_inputs were given, and the model's library names no input size")
         example_inputs = shape
     measured = _measure(model, names, example_inputs, real_pass, training=False)
-    if measured.failure is None and len(measured.calls) < len(names):
+    if measured.failure is None and len(measured.calls) < len(set(names)):
         in_training = _measure(model, names, example_inputs, real_pass, training=True)
         for name, calls in in_training.calls.items():
             measured.calls.setdefault(name, [_scale(call, measured.batch, in_training.batch) for call in calls])
@@ -80,7 +74,7 @@ def _scale(call: ConvCall, batch: int, measured_batch: int) -> ConvCall:
 
 
 def _measure(
-    model: nn.Module, names: Mapping[str, Conv], example_inputs: ExampleInputs, real_pass: bool, training: bool
+    model: nn.Module, names: Iterable[str], example_inputs: ExampleInputs, real_pass: bool, training: bool
 ) -> Measurement:
     mode = None if real_pass else FakeTensorMode(allow_non_fake_inputs=True)
     copied = throwaway_copy(model, mode).train(training)
