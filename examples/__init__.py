@@ -1,0 +1,1 @@
+"""Short scripts to run and learn from."""
