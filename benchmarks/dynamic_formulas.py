@@ -8,9 +8,7 @@ this table: its last column is how much slower the automatic choice is than the 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import get_args
@@ -20,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from convswap.layers.dynamic_conv import Formula, choose_formula, dynamic_conv
+
+from .timing import forward_and_backward, table_row, times
 
 KERNELS = 4
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
@@ -59,17 +59,6 @@ SHAPES = (
 )
 
 
-def times(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each run, all of them run by turns; the first turn warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in taken.items()}
-
-
 def measure(shape: Shape, memory_format: torch.memory_format, backward: bool, rounds: int) -> list[str]:
     """Cells of one row: the plain convolution's time, the ratios, the automatic choice and its loss."""
 
@@ -85,11 +74,7 @@ def measure(shape: Shape, memory_format: torch.memory_format, backward: bool, ro
     padding = shape.kernel // 2
 
     def timed(forward: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], object]:
-        def both() -> object:
-            y = forward()
-            return torch.autograd.grad(y, inputs, torch.ones_like(y)) if backward else y
-
-        return both
+        return forward_and_backward(forward, inputs) if backward else forward
 
     conv = partial(F.conv2d, x, plain, plain_bias, 1, padding, 1, shape.groups)
     runs = {"plain": timed(conv, [x, plain, plain_bias])}
@@ -107,19 +92,25 @@ def measure(shape: Shape, memory_format: torch.memory_format, backward: bool, ro
     return [f"{1e3 * taken['plain']:.2f}", *ratios, chosen, f"{100 * (taken[chosen] / best - 1):.0f} %"]
 
 
+def rows(rounds: int = 4) -> Iterator[str]:
+    """The table in Markdown, line by line."""
+    columns = ["shape", "layout", "pass", "plain, ms", *FORMULAS, "automatic", "loss"]
+    yield table_row(columns)
+    yield table_row(["---"] * len(columns))
+    for shape in SHAPES:
+        for layout, memory_format in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
+            for backward in (False, True):
+                row = measure(shape, memory_format, backward, rounds)
+                yield table_row([str(shape), layout, "fwd + bwd" if backward else "fwd", *row])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="timed turns of each candidate")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    columns = ["shape", "layout", "pass", "plain, ms", *FORMULAS, "automatic", "loss"]
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for shape in SHAPES:
-        for layout, memory_format in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
-            for backward in (False, True):
-                row = measure(shape, memory_format, backward, arguments.rounds)
-                cells = [str(shape), layout, "fwd + bwd" if backward else "fwd", *row]
-                print("| " + " | ".join(cells) + " |", flush=True)
+    for row in rows(arguments.rounds):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

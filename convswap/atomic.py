@@ -16,12 +16,15 @@ def check_writable(path: Path, overwrite: bool) -> None:
     Raises:
         FileError: if the folder does not exist, the path is a folder, or the file exists and must not be overwritten.
     """
-    if path.is_dir():
-        raise FileError(f"{path} is a folder: name a file")
-    if not path.parent.is_dir():
-        raise FileError(f"the folder {path.parent} does not exist: make it first")
-    if path.exists() and not overwrite:
-        raise FileError(f"{path} exists already: choose another name, or allow it to be overwritten (--force)")
+    try:
+        if path.is_dir():
+            raise FileError(f"{path} is a folder: name a file")
+        if not path.parent.is_dir():
+            raise FileError(f"the folder {path.parent} does not exist: make it first")
+        if path.exists() and not overwrite:
+            raise FileError(f"{path} exists already: choose another name, or allow it to be overwritten (--force)")
+    except OSError as error:  # such as a name that is too long
+        raise FileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool) -> None:
@@ -31,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool)
         FileError: as `check_writable` does, and if writing fails.
     """
     check_writable(path, overwrite)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".convswap-{secrets.token_hex(8)}.tmp")  # short, where the file's own name is long
     try:
         temporary.touch(exist_ok=False)
         mode = temporary.stat().st_mode

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import pickle
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -105,8 +107,8 @@ def _load_pickle(path: Path) -> Mapping[str, Any]:
 def _why_unreadable(path: Path, error: Exception) -> str:
     try:
         refused = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # not even the list of what it names can be read
-        refused = []
+    except Exception:  # not even the list of what it names can be read; for files older than torch 1.6 the error tells
+        refused = re.findall(r"GLOBAL (\S+)", str(error.__cause__))
     if any(_names_module(name) for name in refused):
         return (
             f"{path} holds a whole pickled model ({_model_class(refused)}), which only running its code could load. "
@@ -118,8 +120,12 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             f"{path} holds pickled objects other than tensors ({shorten_keys(sorted(refused))}). Loading them could "
             "run any code, so they are not loaded: save the state dict alone"
         )
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{path} is no checkpoint that torch can read, or it is truncated: {reason[:160]}"
+    if isinstance(error, AttributeError):  # timm took it for a dict
+        return f"{path} holds no state dict: what it holds is no dict with names"
+    unreadable = f"{path} is no checkpoint that torch can read, or it is truncated"
+    if isinstance(error.__cause__, pickle.UnpicklingError):  # told as if it were a matter of trust
+        return unreadable
+    return f"{unreadable} ({' '.join([type(error).__name__ + ':', *str(error).splitlines()[:1]])[:160]})"
 
 
 def _names_module(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from .checkpoint import read_state_dict
 from .errors import UnknownNameError
-from .files import is_converted_file, read_info
+from .files import is_converted_file, read_info, read_tensors
 from .report import Report, earlier_report
 from .sources import build_model, parse_source
 
@@ -45,7 +46,7 @@ class TensorDistance:
     Attributes:
         name: its key in the state dict.
         greatest: greatest absolute difference.
-        relative: norm of the difference, divided by the norm of the first side's.
+        relative: norm of the difference, divided by the norm of the first side's; infinite if that is zero.
     """
 
     name: str
@@ -74,8 +75,11 @@ class Diff:
     weights_compared: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"version": 1, **asdict(self)}
+        """JSON values; distances that are infinite or undefined are None, as JSON has no such numbers."""
+        data = {"version": 1, **asdict(self)}
+        for distance in data["distances"]:
+            distance.update({k: None for k in ("greatest", "relative") if not math.isfinite(distance[k])})
+        return data
 
     def to_json(self) -> str:
         """`to_dict` as JSON text."""
@@ -147,9 +151,10 @@ def _side(what: Comparable) -> _Side:
         return _Side("state dict", what, {})
     path = Path(what)
     if path.exists():
-        state = read_state_dict(path)
-        kinds = _kinds_by_report(read_info(path).report) if is_converted_file(path) else {}
-        return _Side(path.name, state, kinds)
+        if is_converted_file(path):
+            info = read_info(path)
+            return _Side(path.name, read_tensors(path, info), _kinds_by_report(info.report))
+        return _Side(path.name, read_state_dict(path), {})
     if ":" not in str(what):
         raise UnknownNameError(
             f"{what} is neither a file nor a model's name (torchvision:<name>, timm:<name> or module.path:factory)"
@@ -182,7 +187,8 @@ def _distances(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> tuple[
         if torch.equal(a, b):
             equal += 1
             continue
-        wide_a, wide_b = a.detach().double(), b.detach().double()
+        wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+        wide_a, wide_b = a.detach().to(wide), b.detach().to(wide)
         difference = wide_b - wide_a
         norm = wide_a.norm().item()
         relative = difference.norm().item() / norm if norm > 0 else float("inf")

@@ -6,10 +6,10 @@ import io
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from .diff import Diff, LayerDiff
 from .formatting import count
+from .report_rich import plain
 
 SHOWN_DISTANCES = 20
 
@@ -25,15 +25,15 @@ def to_rich(diff: Diff) -> RenderableType:
     """The comparison as something that rich can print."""
     a, b = diff.names
     parts: list[RenderableType] = [
-        Text(f"{a}: {count(diff.parameters[0])} numbers; {b}: {count(diff.parameters[1])}", style="bold")
+        plain(f"{a}: {count(diff.parameters[0])} numbers; {b}: {count(diff.parameters[1])}", style="bold")
     ]
-    parts.append(_layer_table(diff) if diff.layers else Text("the same layers, with the same shapes"))
+    parts.append(_layer_table(diff) if diff.layers else plain("the same layers, with the same shapes"))
     if not diff.weights_compared:
-        parts.append(Text("weights are not compared: a bare architecture has random ones"))
+        parts.append(plain("weights are not compared: a bare architecture has random ones"))
     elif diff.distances:
         parts.append(_distance_table(diff))
     if diff.weights_compared:
-        parts.append(Text(f"{diff.equal} tensors are equal bit for bit, {len(diff.distances)} have other numbers"))
+        parts.append(plain(f"{diff.equal} tensors are equal bit for bit, {len(diff.distances)} have other numbers"))
     return Group(*parts)
 
 
@@ -43,7 +43,7 @@ def _layer_table(diff: Diff) -> Table:
     for name in diff.names:
         table.add_column(name, overflow="fold")
     for layer in diff.layers:
-        table.add_row(Text(layer.name or "(the model)"), Text(_cell(layer, 0)), Text(_cell(layer, 1)))
+        table.add_row(plain(layer.name or "(the model)"), plain(_cell(layer, 0)), plain(_cell(layer, 1)))
     return table
 
 
@@ -62,7 +62,7 @@ def _distance_table(diff: Diff) -> Table:
     table.add_column("greatest difference", justify="right")
     table.add_column("relative distance", justify="right")
     for distance in diff.distances[:SHOWN_DISTANCES]:
-        table.add_row(Text(distance.name), f"{distance.greatest:.2e}", f"{distance.relative:.2e}")
+        table.add_row(plain(distance.name), f"{distance.greatest:.2e}", f"{distance.relative:.2e}")
     if len(diff.distances) > SHOWN_DISTANCES:
         table.add_row(f"… and {len(diff.distances) - SHOWN_DISTANCES} more", "", "")
     return table

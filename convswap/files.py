@@ -67,7 +67,7 @@ def save(
         source = parse_source(source, source_args)
     if source is None:
         inferred = infer_source(model)
-        swapped = {step.name for step in made.swaps}
+        swapped = {step.name: step.geometry for step in made.swaps}
         source = inferred if inferred is not None and builds_like(inferred, model, swapped) else None
     tensors, aliases = _untie(model.state_dict())
     info = {
@@ -111,18 +111,24 @@ def load(
     info = read_info(path)
     if model is None:
         model = _build(path, info, trust_source).to(device)
-    state = _read_tensors(path)
-    for alias, stored in info.aliases.items():
-        if stored not in state:
-            raise FileError(f"{path} is damaged: {alias} is stored as {stored}, which is not there")
-        state[alias] = state[stored]
+    state = read_tensors(path, info)
     steps, _ = recipe_steps(info.report.recipe, model)
     wanted = sum(step.after.parameters for step in steps if step.action == "swap")
     if wanted > sum(tensor.numel() for tensor in state.values()):
-        raise FileError(f"{path} does not fit its own recipe, which asks for {wanted} parameters of new layers alone")
-    seeds = {step.name: step.seed for step in info.report.recipe.steps}
-    put_in_place(model, build_layers(steps, seeds))
-    _load_strictly(model, state, path)
+        raise FileError(
+            f"{path} does not fit {type(model).__name__}: there its recipe asks for {wanted} parameters of new layers "
+            "alone, more than the file holds"
+        )
+    layers = build_layers(steps, {step.name: step.seed for step in info.report.recipe.steps})
+    put_in_place(model, layers)
+    problems = mismatches(model, state)
+    if problems:
+        convs = {id(step.site.module): step.site.module for step in steps}
+        put_in_place(model, {id(layer): convs[conv] for conv, layer in layers.items()})  # as it was
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise FileError(f"{path} does not fit the architecture {type(model).__name__}:\n{lines}")
+    match_precision(model, state)
+    model.load_state_dict(state)
     attach_report(model, info.report)
     return model
 
@@ -168,13 +174,23 @@ def _read_metadata(path: Path) -> str | None:
     return metadata.get(METADATA_KEY)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, info: FileInfo) -> dict[str, Tensor]:
+    """The state dict of a converted file, tied tensors under all of their names.
+
+    Raises:
+        FileError: if the file is damaged.
+    """
     import safetensors.torch
 
     try:
-        return safetensors.torch.load_file(path)
+        state: dict[str, Tensor] = safetensors.torch.load_file(path)
     except Exception as error:
         raise FileError(f"{path} cannot be read as safetensors: {error}") from error
+    for alias, stored in info.aliases.items():
+        if stored not in state:
+            raise FileError(f"{path} is damaged: {alias} is stored as {stored}, which is not there")
+        state[alias] = state[stored]
+    return state
 
 
 def _build(path: Path, info: FileInfo, trust_source: bool) -> nn.Module:
@@ -185,7 +201,7 @@ def _build(path: Path, info: FileInfo, trust_source: bool) -> nn.Module:
     if info.source.is_code and not trust_source:
         raise ConvswapError(
             f"{path} says that {info.source} builds its architecture, which would import and run that code. If you "
-            "trust it: load(path, trust_source=True); or load(path, model=fresh_model)"
+            "trust it: load(path, trust_source=True) or load(path, model=fresh_model), or --model on the command line"
         )
     return build_model(info.source)
 
@@ -211,12 +227,3 @@ def _untie(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]
         tensors[name] = value.detach().contiguous().clone() if place in storages else value.detach().contiguous()
         storages.add(place)
     return tensors, aliases
-
-
-def _load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    problems = mismatches(model, state)
-    if problems:
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise FileError(f"{path} does not fit the architecture {type(model).__name__}:\n{lines}")
-    match_precision(model, state)
-    model.load_state_dict(state)

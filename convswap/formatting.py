@@ -63,6 +63,11 @@ def verdict(report: Report) -> list[str]:
     return lines
 
 
+def printable(text: str) -> str:
+    """``text`` without the control characters that names from a file could steer a terminal with."""
+    return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
+
+
 def shorten(names: list[str], limit: int = 6) -> str:
     """Names with commas, the middle left out if there are many."""
     if len(names) <= limit:

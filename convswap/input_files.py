@@ -68,7 +68,7 @@ def _read_npy(path: Path) -> Tensor:
 
     try:
         return torch.from_numpy(numpy.load(path, allow_pickle=False))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, EOFError, ValueError, TypeError) as error:
         raise FileError(f"{path} is no .npy file of numbers: {error}") from error
 
 
@@ -76,7 +76,7 @@ def _read_torch(path: Path) -> Tensor:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are not its own
-        raise FileError(f"{path} cannot be read as a saved tensor: {str(error).splitlines()[0]}") from error
+        raise FileError(f"{path} cannot be read as a saved tensor: {type(error).__name__}") from error
     if not isinstance(value, Tensor):
         raise FileError(f"{path} must hold one tensor, and holds a {type(value).__name__}")
     return value

@@ -60,7 +60,7 @@ def _parse_value(text: str) -> Any:
     lowered = text.lower()
     if lowered in ("true", "false", "none", "null"):
         return {"true": True, "false": False}.get(lowered)
-    for candidate in (text, f"[{text}]"):
+    for candidate in (text, f"[{text}]") if text else ():
         try:
             return json.loads(candidate)
         except ValueError:

@@ -13,6 +13,7 @@ from torch import nn
 from .conv_classes import Conv
 from .costs import Cost
 from .errors import ConvswapError
+from .field_types import checked
 from .options import options_to_dict
 from .plan import Plan, Step
 from .recipe import Recipe
@@ -132,17 +133,18 @@ class Report:
         if not isinstance(data, Mapping) or data.get("version") != REPORT_VERSION:
             raise ConvswapError(f"this is no report of version {REPORT_VERSION}")
         try:
-            return cls(
-                model=str(data["model"]),
-                parameters=int(data["parameters"]),
+            made = cls(
+                model=data["model"],
+                parameters=data["parameters"],
                 steps=tuple(_step_from(step) for step in data["steps"]),
-                others=tuple(OtherConv(**other) for other in data["others"]),
-                input_shape=None if data["input_shape"] is None else tuple(map(int, data["input_shape"])),
+                others=tuple(checked(OtherConv(**other)) for other in data["others"]),
+                input_shape=None if data["input_shape"] is None else tuple(data["input_shape"]),
                 unknown_shapes=data["unknown_shapes"],
                 recipe=Recipe.from_dict(data["recipe"]),
                 verification=None if data["verification"] is None else Verification.from_dict(data["verification"]),
                 versions=dict(data["versions"] or {}),
             )
+            return checked(made)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConvswapError(f"the report is damaged ({type(error).__name__}: {error})") from error
 
@@ -261,7 +263,7 @@ def _step_from(data: Mapping[str, Any]) -> StepReport:
     values = {
         **data,
         "aliases": tuple(data["aliases"]),
-        "before": Cost(**data["before"]),
-        "after": Cost(**data["after"]),
+        "before": checked(Cost(**data["before"])),
+        "after": checked(Cost(**data["after"])),
     }
-    return StepReport(**values)
+    return checked(StepReport(**values))

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import change, errors_by_layer, headline, notes, shorten, totals, verdict
+from .formatting import change, errors_by_layer, headline, notes, printable, shorten, totals, verdict
 from .report import Report
 
 TEXT_WIDTH = 140
@@ -23,18 +23,18 @@ def to_text(report: Report) -> str:
 
 def to_rich(report: Report) -> RenderableType:
     """The report as something that rich can print."""
-    parts: list[RenderableType] = [Text(headline(report), style="bold")]
+    parts: list[RenderableType] = [plain(headline(report), style="bold")]
     if report.swaps:
         parts.append(_swap_table(report))
     for note, names in notes(report).items():
-        parts.append(Text(f"note: {note}: {shorten(names)}"))
+        parts.append(plain(f"note: {note}: {shorten(names)}"))
     parts.extend(_kept(report))
     parts.append(_total_table(report))
     if report.unknown_shapes is not None:
-        parts.append(Text(f"shapes are unknown: {report.unknown_shapes}", style="yellow"))
+        parts.append(plain(f"shapes are unknown: {report.unknown_shapes}", style="yellow"))
     for line in verdict(report):
         failed = report.verification is not None and not report.verification.passed
-        parts.append(Text(line, style="red" if failed else "green"))
+        parts.append(plain(line, style="red" if failed else "green"))
     return Group(*parts)
 
 
@@ -51,12 +51,12 @@ def _swap_table(report: Report) -> Table:
         table.add_column("error", justify="right")
     for step in report.swaps:
         row = [
-            Text(" = ".join((step.name or "(the model)", *step.aliases))),
-            Text(step.geometry),
-            Text(str(step.target)),
-            Text(str(step.fidelity)),
-            Text(change(step.before.parameters, step.after.parameters)),
-            Text(change(step.before.multiply_adds, step.after.multiply_adds)),
+            plain(" = ".join((step.name or "(the model)", *step.aliases))),
+            plain(step.geometry),
+            plain(str(step.target)),
+            plain(str(step.fidelity)),
+            plain(change(step.before.parameters, step.after.parameters)),
+            plain(change(step.before.multiply_adds, step.after.multiply_adds)),
         ]
         table.add_row(*row, *([errors.get(step.name, "")] if errors else []))
     return table
@@ -65,14 +65,23 @@ def _swap_table(report: Report) -> Table:
 def _kept(report: Report) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for reason, names in report.keeps_by_reason().items():
-        parts.append(Text.assemble(("kept ", "bold"), f"{shorten(names)}: {reason}"))
+        parts.append(_labelled("kept ", f"{shorten(names)}: {reason}"))
     for other in report.others:
-        parts.append(Text.assemble(("not a site ", "bold"), f"{other.name} ({other.kind}): {other.reason}"))
+        parts.append(_labelled("not a site ", f"{other.name} ({other.kind}): {other.reason}"))
     return parts
+
+
+def _labelled(label: str, text: str) -> Text:
+    return Text.assemble((label, "bold"), plain(text))
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text that rich takes literally, without control characters."""
+    return Text(printable(text), style=style)
 
 
 def _total_table(report: Report) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for what, how_much in totals(report):
-        table.add_row(Text(what), Text(how_much))
+        table.add_row(plain(what), plain(how_much))
     return table

@@ -36,9 +36,9 @@ def build_layers(steps: Iterable[Step], seed: int | Mapping[str, int]) -> dict[i
             _seed_global_generators(own_seed)
             try:
                 layer = get_target(str(step.target)).build(plain_conv(conv), step.options, generator)
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:  # of torch, also for lack of memory
                 raise ConvswapError(f"{name or 'the model'} cannot be converted to {step.target}: {error}") from error
-            layers[id(conv)] = layer.train(conv.training)
+            layers[id(conv)] = _apart_from(conv, layer).train(conv.training)
     _tie(swaps, layers)
     return layers
 
@@ -110,6 +110,13 @@ def _tie(swaps: list[Step], layers: dict[int, nn.Module]) -> None:
             shared = first.setdefault(id(parameter), carried)
             if shared is not carried:
                 layer._parameters[name] = shared
+
+
+def _apart_from(conv: nn.Module, layer: nn.Module) -> nn.Module:
+    """``layer``, or a copy if it holds on to tensors of ``conv``, which belong to the original model."""
+    originals = {id(tensor) for tensor in (*conv.parameters(), *conv.buffers())}
+    holds = any(id(tensor) in originals for tensor in (*layer.parameters(), *layer.buffers()))
+    return copy.deepcopy(layer) if holds else layer
 
 
 def _layer_seed(seed: int, name: str) -> int:

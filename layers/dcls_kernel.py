@@ -67,40 +67,41 @@ def _no_autocast(value: Tensor) -> AbstractContextManager[object]:
 
 
 def _scatter_triangles(weight: Tensor, P: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    # Cells come first and elements last in all that follows: sums over few cells are then vectorised over elements.
     dims, elements = len(sizes), weight.shape[2]
-    rows = weight.reshape(-1, elements, 1)
-    cells, bumps = None, None
-    for axis, size in enumerate(sizes):
-        index, bump = _triangle(P[dims - 1 - axis].reshape(-1, elements), size)
-        cells = index if cells is None else (cells.unsqueeze(-1) * size + index.unsqueeze(-2)).flatten(2)
-        bumps = bump if bumps is None else (bumps.unsqueeze(-1) * bump.unsqueeze(-2)).flatten(2)
-    assert cells is not None
-    assert bumps is not None
-    shares = rows * bumps / (bumps.sum(-1, keepdim=True) + NORMALISER_EPS)
-    kernel = shares.new_zeros(shares.shape[0], math.prod(sizes))
-    kernel = kernel.scatter_add(1, cells.flatten(1), shares.flatten(1))
+    axes = [_triangle(P[dims - 1 - axis].reshape(-1, elements), size) for axis, size in enumerate(sizes)]
+    total = torch.ones((), dtype=weight.dtype, device=weight.device)
+    for _, bump in axes:
+        total = total * bump.sum(0)  # the sum of a product over the grid is the product of the axes' sums
+    shares = (weight.reshape(-1, elements) / (total + NORMALISER_EPS)).unsqueeze(0)
+    cells = torch.arange(shares.shape[1], device=weight.device).view(1, -1, 1)  # the kernel, then the cell in it
+    for size, (index, bump) in zip(sizes, axes, strict=True):
+        cells = (cells.unsqueeze(1) * size + index).flatten(0, 1)
+        shares = (shares.unsqueeze(1) * bump).flatten(0, 1)
+    kernel = shares.new_zeros(shares.shape[1] * math.prod(sizes)).scatter_add(0, cells.flatten(), shares.flatten())
     return kernel.view(*weight.shape[:2], *sizes)
 
 
 def _triangle(P: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Cells that a triangle at P may touch on one axis, and its values there: (..., 3) each; 0 outside the grid.
+    """Cells that triangles at P (kernels, elements) may touch on one axis, and their values there, 0 off the grid.
 
-    The cell before the position always has value 0; it is there for its derivative at integer positions.
+    Both are (3, kernels, elements). The cell before the position always has value 0; it is there for its derivative at
+    integer positions.
     """
     position = P.detach() + size // 2
     base = position.floor()
     fraction = position - base
     zero = torch.zeros_like(fraction)
-    value = torch.stack((zero, 1 - fraction, fraction), -1)
+    value = torch.stack((zero, 1 - fraction, fraction))
     on_pixel = fraction == 0
     half, one = torch.full_like(zero, 0.5), torch.ones_like(zero)
     slope = torch.stack(
-        (torch.where(on_pixel, -half, zero), torch.where(on_pixel, zero, -one), torch.where(on_pixel, half, one)), -1
+        (torch.where(on_pixel, -half, zero), torch.where(on_pixel, zero, -one), torch.where(on_pixel, half, one))
     )
-    cell = base.unsqueeze(-1) + torch.arange(-1, 2, device=P.device, dtype=base.dtype)
+    cell = base + torch.arange(-1, 2, device=P.device, dtype=base.dtype).view(3, 1, 1)
     inside = (cell >= 0) & (cell < size)
-    bump = value + slope * (P - P.detach()).unsqueeze(-1)  # exactly `value`, with `slope` as its derivative
-    return cell.clamp(0, size - 1).long(), torch.where(inside, bump, zero.unsqueeze(-1))
+    bump = value + slope * (P - P.detach())  # exactly `value`, with `slope` as its derivative
+    return cell.clamp(0, size - 1).long(), torch.where(inside, bump, zero)
 
 
 def _sum_gaussians(weight: Tensor, P: Tensor, SIG: Tensor, sizes: tuple[int, ...]) -> Tensor:

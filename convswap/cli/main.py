@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -25,8 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     parsed = parser.parse_args(arguments)
+    if "" not in sys.path:  # the current folder, for module.path:factory; last, so that nothing there hides a package
+        sys.path.append("")
     # The root logger of timm and warnings of model code are not for the people who read our output.
     warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail
     try:
         code: int = parsed.run(parsed)
         sys.stdout.flush()

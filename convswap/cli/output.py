@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from ..formatting import printable
+
 PIPE_WIDTH = 140
 """Columns where the output is no terminal, so that tables are not folded to 80."""
 
@@ -22,12 +24,12 @@ def console() -> Console:
 
 def print_json(data: Any) -> None:
     """Print JSON to standard output."""
-    sys.stdout.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
 def print_error(message: str) -> None:
     """Print a message to standard error."""
-    _console(sys.stderr).print(f"[bold red]convswap:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    _console(sys.stderr).print(f"[bold red]convswap:[/] {escape(printable(message))}", highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -58,4 +58,6 @@ class Target(ABC):
             conv: has ``padding="same"`` with any stride where the model pads as TensorFlow does.
             options: resolved ones.
             generator: the source of random starts, on the CPU.
+
+        A layer that keeps tensors of ``conv`` itself is copied, so that the original model stays as it is.
         """

@@ -1,0 +1,122 @@
+"""Layers against plain convolutions and against the way published code computes them: ``python -m benchmarks.layers``.
+
+Dynamic convolution is compared to the published formula: broadcast, multiply, sum over the kernels, one grouped
+convolution. DCLS is compared to the package ``dcls``. The plain convolution has the geometry of what runs in the end.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convswap.layers import Dcls2d, DynamicConv2d
+
+from .timing import forward_and_backward, table_row, times
+
+COLUMNS = ["layer", "pass", "plain, ms", "ours, ms", "published, ms", "ours ÷ plain", "published ÷ ours"]
+
+
+def rows(rounds: int = 3) -> Iterator[str]:
+    """The table in Markdown, line by line."""
+    yield table_row(COLUMNS)
+    yield table_row(["---"] * 2 + ["---:"] * 5)
+    for channels, size, groups in ((512, 7, 1), (64, 56, 1), (144, 56, 144)):
+        plain = nn.Conv2d(channels, channels, 3, padding=1, groups=groups)
+        ours = DynamicConv2d.from_conv(plain)
+        x = torch.randn(8, channels, size, size)
+        name = f"dynamic, K = 4: 8×{channels}×{size}² 3×3{' depthwise' if groups > 1 else ''}"
+        yield from _compare(name, x, plain, ours, _PublishedDynamic(ours), rounds)
+    for version in ("v1", "gauss"):
+        yield from _compare(*_dense_dcls(version), rounds)
+        yield from _compare(*_depthwise_dcls(version), rounds)
+
+
+def _compare(
+    name: str, x: Tensor, plain: nn.Module, ours: nn.Module, published: nn.Module, rounds: int
+) -> Iterator[str]:
+    modules = {"plain": plain, "ours": ours, "published": published}
+    with torch.no_grad():
+        forward = times({key: lambda m=m: m(x) for key, m in modules.items()}, rounds)  # type: ignore[misc]
+    yield _row(name, "fwd", forward)
+    x = x.requires_grad_()
+    runs = {
+        key: forward_and_backward(lambda m=m: m(x), [x, *m.parameters()])  # type: ignore[misc]
+        for key, m in modules.items()
+    }
+    yield _row(name, "fwd + bwd", times(runs, rounds))
+
+
+def _row(name: str, which: str, taken: dict[str, float]) -> str:
+    milliseconds = [f"{1e3 * taken[key]:.1f}" for key in ("plain", "ours", "published")]
+    ratios = [f"{taken['ours'] / taken['plain']:.2f}", f"{taken['published'] / taken['ours']:.1f}"]
+    return table_row([name, which, *milliseconds, *ratios])
+
+
+class _PublishedDynamic(nn.Module):
+    """The formula as published: (B, K, 1…) × (1, K, O, I, k, k), summed over K, then one grouped convolution."""
+
+    def __init__(self, ours: DynamicConv2d) -> None:
+        super().__init__()
+        self.ours = ours
+
+    def forward(self, x: Tensor) -> Tensor:
+        ours = self.ours
+        attention = ours.attention(x)
+        weight = ours.weight.view(1, ours.kernels, ours.out_channels, *ours.weight.shape[1:])
+        mixed = (attention[:, :, None, None, None, None] * weight).sum(1)
+        assert ours.bias is not None
+        bias = (attention[:, :, None] * ours.bias.view(1, ours.kernels, -1)).sum(1)
+        y = F.conv2d(
+            x.reshape(1, -1, *x.shape[2:]),
+            mixed.flatten(0, 1),
+            bias.flatten(),
+            padding=1,
+            groups=ours.groups * x.shape[0],
+        )
+        return y.view(x.shape[0], -1, *y.shape[2:])
+
+
+def _dense_dcls(version: str) -> tuple[str, Tensor, nn.Module, nn.Module, nn.Module]:
+    x = torch.randn(2, 256, 14, 14)
+    plain = nn.Conv2d(256, 256, 7, padding=3)
+    ours = Dcls2d(256, 256, 9, padding=3, dilated_kernel_size=7, version=version)  # type: ignore[arg-type]
+    return f"dcls {version}: 2×256×14², 9 elements in 7×7", x, plain, ours, _oracle(ours)
+
+
+def _depthwise_dcls(version: str) -> tuple[str, Tensor, nn.Module, nn.Module, nn.Module]:
+    x = torch.randn(2, 96, 56, 56)
+    plain = nn.Conv2d(96, 96, 17, padding=8, groups=96)
+    ours = Dcls2d(96, 96, 34, padding=8, dilated_kernel_size=17, groups=96, version=version)  # type: ignore[arg-type]
+    return f"dcls {version}: 2×96×56² depthwise, 34 elements in 17×17", x, plain, ours, _oracle(ours)
+
+
+def _oracle(ours: Dcls2d) -> nn.Module:
+    logging.disable(logging.WARNING)  # it warns at each construction that its CUDA kernel is missing
+    package: Any = importlib.import_module("DCLS.construct.modules")
+    oracle: nn.Module = package.Dcls2d(
+        ours.in_channels,
+        ours.out_channels,
+        ours.kernel_count,
+        padding=ours.padding,
+        dilated_kernel_size=ours.kernel_size,
+        groups=ours.groups,
+        version=ours.version,
+    )
+    oracle.load_state_dict(ours.state_dict())
+    return oracle
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for row in rows():
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

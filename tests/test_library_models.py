@@ -1,0 +1,96 @@
+"""The promise on real architectures: same class, same function in both modes, everything new learns, files keep it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import convswap
+
+from .models import library_model, relative_error, without_randomness
+
+MODELS = (
+    *(f"torchvision:{name}" for name in ("resnet18", "resnet50", "mobilenet_v3_large", "densenet121", "convnext_tiny")),
+    *(
+        f"timm:{name}"
+        for name in ("resnet50", "efficientnet_b0", "convnext_tiny", "regnety_004", "mobilenetv3_small_100")
+    ),
+)
+
+CONVERSIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dynamic": ("dynamic", {}),
+    "dcls": ("dcls", {}),
+    "gauss": ("dcls", {"version": "gauss"}),
+}
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return without_randomness(library_model(request.param, num_classes=10)).double()
+
+
+@pytest.mark.parametrize("kind", CONVERSIONS)
+def test_function_is_kept_and_everything_new_learns(model: nn.Module, kind: str) -> None:
+    to, options = CONVERSIONS[kind]
+    new = convswap.convert(model, to=to, **options)
+    assert type(new) is type(model)
+    _check_evaluation(model, new, kind)
+    _check_training(model, new, kind)
+
+
+def _check_evaluation(model: nn.Module, new: nn.Module, kind: str) -> None:
+    x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    verification = convswap.verify(model, new, x)
+    assert len(verification.layers) == len(convswap.report(new).swaps)
+    assert verification.passed
+    if kind == "gauss":
+        assert {check.fidelity for check in verification.layers} == {"approximate"}
+        assert 0 < max(check.relative_error for check in verification.layers) < 5e-3
+    else:
+        assert verification.output_relative_error < 1e-10
+
+
+def _check_training(model: nn.Module, new: nn.Module, kind: str) -> None:
+    """The first step's output is the original's; after the second, every new parameter has moved."""
+    fresh = convswap.new_parameters(new)
+    before = {name: parameter.detach().clone() for name, parameter in fresh.items()}
+    optimiser = torch.optim.SGD(new.parameters(), lr=0.01)
+    for step in range(2):
+        x = torch.randn(4, 3, SIZE, SIZE, dtype=torch.float64)
+        output = new.train()(x)
+        if step == 0 and kind != "gauss":
+            assert relative_error(output, _training_output(model, x)) < 1e-10
+        F.cross_entropy(output, torch.arange(4)).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    still = [name for name, parameter in fresh.items() if torch.equal(parameter, before[name])]
+    assert still == []
+
+
+@torch.no_grad()
+def _training_output(model: nn.Module, x: Tensor) -> Tensor:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    output: Tensor = model.train()(x)
+    model.load_state_dict(state)  # running statistics
+    return output
+
+
+@pytest.mark.parametrize("kind", CONVERSIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_files_keep_every_bit(name: str, kind: str, tmp_path: Path) -> None:
+    to, options = CONVERSIONS[kind]
+    new = convswap.convert(library_model(name), to=to, **options)
+    source = None if name.startswith("timm:") else name
+    convswap.save(new, tmp_path / "new.safetensors", source)
+    state, loaded = new.state_dict(), convswap.load(tmp_path / "new.safetensors")
+    assert type(loaded) is type(new)
+    again = loaded.state_dict()
+    assert list(again) == list(state)
+    assert all(torch.equal(again[key], value) and again[key].dtype == value.dtype for key, value in state.items())
