@@ -81,8 +81,15 @@ def test_a_broken_promise_is_an_error_and_named() -> None:
 
 def test_not_a_number_never_passes() -> None:
     convswap.register(Off("approximate", by=float("nan")))
-    with pytest.raises(VerificationError, match=r"relative error nan"):
+    with pytest.raises(VerificationError, match=r"relative error inf"):
         convswap.convert(TwoConvs(), to="off", verify=(3, 16, 16))
+
+
+def test_where_the_original_overflows_there_is_nothing_to_compare() -> None:
+    model = TwoConvs().eval()
+    nn.init.constant_(model.conv1.weight, float("inf"))
+    convswap.register(Off("approximate"))
+    assert convswap.report(convswap.convert(model, to="off", verify=(3, 16, 16))).verification is not None
 
 
 def test_approximate_layers_promise_no_number() -> None:
