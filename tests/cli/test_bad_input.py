@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -161,7 +162,7 @@ def test_code_in_a_pickle_does_not_run(cli: Cli, tmp_path: Path, out: Path, form
     message = refused(cli, tmp_path, *convert_arguments(path, out))
     assert not marker.exists()
     if form in ("zip", "old torch"):
-        assert "holds pickled objects other than tensors (io.open)" in message
+        assert re.search(r"holds pickled objects other than tensors \(_?io\.open\)", message)
         assert "could run any code, so they are not loaded: save the state dict alone" in message
     refused(cli, tmp_path, "diff", path, NET)
     refused(cli, tmp_path, "report", path)
