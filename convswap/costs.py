@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,23 +42,43 @@ def conv_cost(site: ConvSite) -> Cost:
     return Cost(*_parameters(site.module), site.multiply_adds, kept if site.calls else None)
 
 
-def layer_cost(layer: nn.Module, calls: Sequence[ConvCall], batch: int) -> Cost:
-    """What ``layer``, on the meta device, costs when it is called with the inputs of ``calls``.
+class CostOnDemand:
+    """The cost of a layer on the meta device, found out when it is first asked for.
 
-    Args:
-        layer: built on the meta device.
-        calls: the calls of the convolution that it takes the place of.
-        batch: samples in the pass that ``calls`` come from.
+    Copied and pickled as the plain `Cost` it stands for.
     """
-    multiply_adds = activation_bytes = None
-    if calls:
+
+    def __init__(self, layer: nn.Module, calls: Sequence[ConvCall], batch: int) -> None:
+        """``calls`` are those of the convolution that the layer takes the place of, in a pass of ``batch`` samples."""
+        self.parameters, self.parameter_bytes = _parameters(layer)
+        self._layer, self._calls, self._batch = layer, calls, batch
+
+    @cached_property
+    def cost(self) -> Cost:
+        """The cost of the layer when it is called with the inputs of the convolution's calls."""
+        if not self._calls:
+            return Cost(self.parameters, self.parameter_bytes, None, None)
         multiply_adds = activation_bytes = 0
-        for call in calls:
-            samples = max(1, call.input_shape[0] // batch)
-            flops, kept = _run_on_meta(layer, (samples, *call.input_shape[1:]))
+        for call in self._calls:
+            samples = max(1, call.input_shape[0] // self._batch)
+            flops, kept = _run_on_meta(self._layer, (samples, *call.input_shape[1:]))
             multiply_adds += flops // 2
             activation_bytes += kept
-    return Cost(*_parameters(layer), multiply_adds, activation_bytes)
+        return Cost(self.parameters, self.parameter_bytes, multiply_adds, activation_bytes)
+
+    def __eq__(self, other: object) -> bool:
+        return self.cost == known(other) if isinstance(other, Cost | CostOnDemand) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.cost)
+
+    def __reduce__(self) -> tuple[type[Cost], tuple[int | None, ...]]:
+        return Cost, astuple(self.cost)
+
+
+def known(cost: Cost | CostOnDemand) -> Cost:
+    """The cost itself."""
+    return cost.cost if isinstance(cost, CostOnDemand) else cost
 
 
 def _parameters(module: nn.Module) -> tuple[int, int]:
@@ -77,13 +98,13 @@ def _run_on_meta(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, i
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    x: Any = torch.empty(input_shape, dtype=parameter.dtype, device="meta", requires_grad=True)
     with (
+        torch.inference_mode(False),
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         _FlopCounter() as counter,
     ):
-        layer(x)
+        layer(torch.empty(input_shape, dtype=parameter.dtype, device="meta", requires_grad=True))
     return counter.flops, sum(saved.values())
 
 

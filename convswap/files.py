@@ -113,7 +113,7 @@ def load(
         model = _build(path, info, trust_source).to(device)
     state = read_tensors(path, info)
     steps, _ = recipe_steps(info.report.recipe, model)
-    wanted = sum(step.after.parameters for step in steps if step.action == "swap")
+    wanted = sum(step.cost_after.parameters for step in steps if step.action == "swap")
     if wanted > sum(tensor.numel() for tensor in state.values()):
         raise FileError(
             f"{path} does not fit {type(model).__name__}: there its recipe asks for {wanted} parameters of new layers "

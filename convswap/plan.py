@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .conv_classes import conversion_note, unknown_class_reason
-from .costs import Cost, conv_cost, layer_cost
+from .costs import Cost, CostOnDemand, conv_cost, known
 from .errors import ConvswapError, NothingToSwapError, OptionError
 from .inputs import ExampleInputs
 from .options import make_options, options_to_dict
@@ -54,7 +54,7 @@ class Step:
         options: the target's resolved options, None if kept.
         fidelity: what the new layer promises, None if kept.
         before: what the convolution costs.
-        after: what the new layer costs; as before if kept.
+        cost_after: where ``after``, the new layer's cost (or the convolution's, if kept), comes from.
         note: what else there is to say about the conversion, or None.
     """
 
@@ -65,8 +65,13 @@ class Step:
     options: Any
     fidelity: Fidelity | None
     before: Cost
-    after: Cost
+    cost_after: Cost | CostOnDemand
     note: str | None = None
+
+    @property
+    def after(self) -> Cost:
+        """What the new layer costs; as before if the convolution is kept."""
+        return known(self.cost_after)
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,7 @@ Decision = tuple[ConvSite, str, Target | None, Any]
 
 def make_steps(decisions: Sequence[Decision]) -> tuple[Step, ...]:
     """Steps of decided sites, with their costs."""
-    costs: dict[Any, Cost] = {}
+    costs: dict[Any, CostOnDemand] = {}
     return tuple(_step(site, reason, target, options, costs) for site, reason, target, options in decisions)
 
 
@@ -215,7 +220,7 @@ def _keep_tied_together(decisions: list[Decision]) -> list[Decision]:
     return list(current.values())
 
 
-def _step(site: ConvSite, reason: str, target: Target | None, options: Any, costs: dict[Any, Cost]) -> Step:
+def _step(site: ConvSite, reason: str, target: Target | None, options: Any, costs: dict[Any, CostOnDemand]) -> Step:
     before = conv_cost(site)
     if target is None:
         return Step(site, "keep", reason, None, None, None, before, before)
@@ -232,7 +237,7 @@ def _step(site: ConvSite, reason: str, target: Target | None, options: Any, cost
     )
 
 
-def _cost_after(site: ConvSite, target: Target, options: Any, costs: dict[Any, Cost]) -> Cost:
+def _cost_after(site: ConvSite, target: Target, options: Any, costs: dict[Any, CostOnDemand]) -> CostOnDemand:
     """The new layer's cost; sites alike in geometry and shapes are built, on the meta device, only once."""
     conv = site.plain
     geometry = (
@@ -242,7 +247,7 @@ def _cost_after(site: ConvSite, target: Target, options: Any, costs: dict[Any, C
     key = (target.name, repr(options_to_dict(options)), geometry, site.calls, site.batch)
     if key not in costs:
         try:
-            costs[key] = layer_cost(target.build(conv, options, None), site.calls, site.batch)
+            costs[key] = CostOnDemand(target.build(conv, options, None), site.calls, site.batch)
         except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # sizes that cannot be
             reason = str(error).partition("\n")[0]
             raise OptionError(f"{site.name or 'the model'} cannot be converted to {target.name}: {reason}") from error

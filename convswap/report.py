@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .conv_classes import Conv
-from .costs import Cost
+from .costs import Cost, CostOnDemand, known
 from .errors import ConvswapError
 from .field_types import checked
 from .options import options_to_dict
@@ -33,7 +33,7 @@ class StepReport:
         name, aliases: the convolution's qualified names.
         kind: its class.
         geometry: its channels, kernel, stride and so on in short.
-        action, reason, target, options, fidelity, before, after, note: as in `Step`.
+        action, reason, target, options, fidelity, before, cost_after, after, note: as in `Step`.
     """
 
     name: str
@@ -46,8 +46,19 @@ class StepReport:
     options: Mapping[str, Any] | None
     fidelity: Fidelity | None
     before: Cost
-    after: Cost
+    cost_after: Cost | CostOnDemand
     note: str | None
+
+    @property
+    def after(self) -> Cost:
+        """What the new layer costs; as before if the convolution is kept."""
+        return known(self.cost_after)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        data = asdict(replace(self, cost_after=self.after))
+        data["after"] = data.pop("cost_after")
+        return data
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, with the version of their form under ``"version"``."""
-        data = asdict(replace(self, recipe=None, verification=None))  # type: ignore[arg-type]
+        data = asdict(replace(self, steps=(), recipe=None, verification=None))  # type: ignore[arg-type]
+        data["steps"] = [step.to_dict() for step in self.steps]
         data["recipe"] = self.recipe.to_dict()
         data["verification"] = None if self.verification is None else self.verification.to_dict()
         return {"version": REPORT_VERSION, **data}
@@ -238,7 +250,7 @@ def _describe(step: Step) -> StepReport:
         options=None if step.options is None else options_to_dict(step.options),
         fidelity=step.fidelity,
         before=step.before,
-        after=step.after,
+        cost_after=step.cost_after,
         note=step.note,
     )
 
@@ -260,10 +272,8 @@ def _short(values: Sequence[int]) -> str:
 
 
 def _step_from(data: Mapping[str, Any]) -> StepReport:
-    values = {
-        **data,
-        "aliases": tuple(data["aliases"]),
-        "before": checked(Cost(**data["before"])),
-        "after": checked(Cost(**data["after"])),
-    }
+    values = {name: value for name, value in data.items() if name != "after"}
+    values["aliases"] = tuple(data["aliases"])
+    values["before"] = checked(Cost(**data["before"]))
+    values["cost_after"] = checked(Cost(**data["after"]))
     return checked(StepReport(**values))

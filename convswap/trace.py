@@ -16,6 +16,8 @@ from .site_making import conv_like, make_sites, other_convs
 from .sites import ConvCall, ConvSite, Region, Trace
 from .throwaway import throwaway_copy, untouched_randomness
 
+NO_INPUTS = "no example_inputs were given, and the model's library names no input size"
+
 
 def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: bool = False) -> Trace:
     """Find every convolution of ``model``, which is left as it is.
@@ -33,9 +35,19 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
     """
     refuse_wrapped(model)
     watched = conv_like(model)
+    if example_inputs is None:
+        example_inputs = default_input_shape(model)
     with untouched_randomness():
-        regions = trace_regions(throwaway_copy(model, FakeTensorMode(allow_non_fake_inputs=True)))
-        measurement = _measure_both_modes(model, watched, example_inputs, real_pass)
+        mode = None if real_pass else FakeTensorMode(allow_non_fake_inputs=True)
+        copied = throwaway_copy(model, mode)
+        if example_inputs is None:
+            measurement = Measurement(failure=NO_INPUTS)
+        else:
+            measurement = _measure(copied, watched, example_inputs, mode, training=False)
+        regions = trace_regions(copied)
+        if measurement.failure is None and len(measurement.calls) < len(watched):
+            another = throwaway_copy(model, mode)
+            _add_calls(measurement, _measure(another, watched, example_inputs, mode, training=True))
     sites = make_sites(model, regions, measurement)
     return Trace(
         model=type(model).__name__,
@@ -48,20 +60,22 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
     )
 
 
-def _measure_both_modes(
-    model: nn.Module, names: Iterable[str], example_inputs: ExampleInputs, real_pass: bool
+def _measure(
+    copied: nn.Module, names: Iterable[str], example_inputs: ExampleInputs, mode: FakeTensorMode | None, training: bool
 ) -> Measurement:
-    if example_inputs is None:
-        shape = default_input_shape(model)
-        if shape is None:
-            return Measurement(failure="no example_inputs were given, and the model's library names no input size")
-        example_inputs = shape
-    measured = _measure(model, names, example_inputs, real_pass, training=False)
-    if measured.failure is None and len(measured.calls) < len(set(names)):
-        in_training = _measure(model, names, example_inputs, real_pass, training=True)
-        for name, calls in in_training.calls.items():
-            measured.calls.setdefault(name, [_scale(call, measured.batch, in_training.batch) for call in calls])
-    return measured
+    if is_shape(example_inputs):  # norms refuse single values per channel in training mode
+        inputs: Any = make_inputs(copied, example_inputs, batch=2 if training else 1)
+    else:
+        inputs = example_inputs
+    convs = {name: copied.get_submodule(name) for name in names}
+    return measure(copied.train(training), convs, as_call(inputs), mode)
+
+
+def _add_calls(measurement: Measurement, in_training: Measurement) -> None:
+    """Add the calls of convolutions that run in training mode only."""
+    for name, calls in in_training.calls.items():
+        scaled = [_scale(call, measurement.batch, in_training.batch) for call in calls]
+        measurement.calls.setdefault(name, scaled)
 
 
 def _scale(call: ConvCall, batch: int, measured_batch: int) -> ConvCall:
@@ -71,19 +85,6 @@ def _scale(call: ConvCall, batch: int, measured_batch: int) -> ConvCall:
         output_shape=(call.output_shape[0] * batch // measured_batch, *call.output_shape[1:]),
         multiply_adds=call.multiply_adds * batch // measured_batch,
     )
-
-
-def _measure(
-    model: nn.Module, names: Iterable[str], example_inputs: ExampleInputs, real_pass: bool, training: bool
-) -> Measurement:
-    mode = None if real_pass else FakeTensorMode(allow_non_fake_inputs=True)
-    copied = throwaway_copy(model, mode).train(training)
-    if is_shape(example_inputs):  # norms refuse single values per channel in training mode
-        inputs: Any = make_inputs(model, example_inputs, batch=2 if training else 1)
-    else:
-        inputs = example_inputs
-    convs = {name: copied.get_submodule(name) for name in names}
-    return measure(copied, convs, as_call(inputs), mode)
 
 
 def _summary(region: TracedRegion, sites: tuple[ConvSite, ...]) -> Region:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
@@ -17,6 +18,9 @@ torch.fx.wrap("dcls_conv")
 
 GAUSS_START = 0.23
 """SIG of a new layer: a standard deviation of half a pixel."""
+
+MAX_DENSE_KERNEL = 2**31
+"""Numbers in the kernel that is built: beyond this there is no convolution to run with it."""
 
 POSITION_STD = 0.5
 """Standard deviation, in pixels, of the positions of a new layer."""
@@ -85,7 +89,7 @@ class _DclsNd(ConvLayer):
     Names, shapes and meaning are those of the ``DCLS`` package, whose state dicts load.
 
     Raises:
-        ValueError: for arguments that fit no convolution, or an unknown version.
+        ValueError: for arguments that fit no convolution, an unknown version, or a kernel of more than 2**31 numbers.
     """
 
     new_parameter_names: ClassVar[tuple[str, ...]] = ("P", "SIG")
@@ -112,6 +116,11 @@ class _DclsNd(ConvLayer):
             raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
         if kernel_count < 1:
             raise ValueError(f"kernel_count must be at least 1, got {kernel_count}")
+        dense = out_channels * (in_channels // groups) * math.prod(self.kernel_size)
+        if dense > MAX_DENSE_KERNEL:
+            raise ValueError(
+                f"dilated_kernel_size {self.kernel_size} gives a dense kernel of {dense:.1e} numbers, more than 2**31"
+            )
         self.kernel_count = kernel_count
         self.version: Version = version
         self.same_window = None if same_window is None else per_axis(same_window, self.dims, "same_window")
@@ -130,6 +139,8 @@ class _DclsNd(ConvLayer):
 
     def reset_parameters(self) -> None:
         """Draw weights as ``nn.Conv2d`` with as many taps does, and positions from a normal distribution."""
+        if self.weight.is_meta:  # nothing to draw, and slow all the same
+            return
         bound = self.weight[0].numel() ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:

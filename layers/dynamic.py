@@ -74,6 +74,8 @@ class _DynamicConvNd(ConvLayer):
 
     def reset_parameters(self) -> None:
         """Draw each kernel and bias as ``nn.Conv2d`` does, and the attention anew."""
+        if self.weight.is_meta:  # nothing to draw, and slow all the same
+            return
         bound = self.weight[0].numel() ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
