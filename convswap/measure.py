@@ -96,7 +96,7 @@ class _Watch(TorchFunctionMode):
         handles = []
         for name, module in self.model.named_modules():
             handles.append(module.register_forward_pre_hook(self._enter(name)))
-            handles.append(module.register_forward_hook(self._leave(name, module)))
+            handles.append(module.register_forward_hook(self._leave(name, module), with_kwargs=True))
         try:
             yield
         finally:
@@ -112,10 +112,11 @@ class _Watch(TorchFunctionMode):
     def _leave(self, name: str, module: nn.Module) -> Callable[..., None]:
         is_conv = id(module) in self.conv_names
 
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self.running.pop()
-            if is_conv and args and isinstance(output, Tensor):
-                call = ConvCall(tuple(args[0].shape), tuple(output.shape), conv_multiply_adds(module, output.shape))
+            if is_conv and isinstance(output, Tensor):
+                given = args[0] if args else kwargs["input"]
+                call = ConvCall(tuple(given.shape), tuple(output.shape), conv_multiply_adds(module, output.shape))
                 self.result.calls.setdefault(self.conv_names[id(module)], []).append(call)
 
         return hook

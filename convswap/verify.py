@@ -113,15 +113,18 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
     fidelities = _fidelities(converted)
     checks: dict[str, LayerCheck] = {}
 
-    def compare(name: str, conv: Any, layer: nn.Module, layer_args: tuple[Any, ...], output: Tensor) -> None:
-        check = _check(name, conv, fidelities.get(name, "exact"), layer_args[0], output, layer(*layer_args))
+    def compare(name: str, conv: Any, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        check = _check(name, conv, fidelities.get(name, "exact"), x, output, layer(x))
         if name not in checks or check.relative_error > checks[name].relative_error:
             checks[name] = check
 
     with _evaluation(original), _evaluation(converted), torch.no_grad():
         handles = [
             conv.register_forward_hook(
-                lambda _, layer_args, output, n=name, c=conv, new=layer: compare(n, c, new, layer_args, output)
+                lambda _, args, kwargs, output, n=name, c=conv, new=layer: compare(
+                    n, c, new, args[0] if args else kwargs["input"], output
+                ),
+                with_kwargs=True,
             )
             for name, (conv, layer) in pairs.items()
         ]

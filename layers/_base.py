@@ -18,8 +18,8 @@ class ConvLayer(nn.Module):
     """Base of the layers that take the place of a convolution.
 
     It is no ``nn.Conv2d``, but has its geometry: ``in_channels, out_channels, kernel_size, stride, padding, dilation,
-    groups, padding_mode``. ``padding="same"`` is allowed with any stride and then gives ``ceil(input / stride)``
-    outputs, as in TensorFlow.
+    groups, padding_mode``, and its forward's argument is called ``input`` too. ``padding="same"`` is allowed with any
+    stride and then gives ``ceil(input / stride)`` outputs, as in TensorFlow.
 
     Every layer has a class method ``from_conv(conv, *, generator=None, **options)`` that makes one which computes what
     ``conv`` computes and carries its weights; ``conv.padding`` may be ``"same"`` with any stride there. It raises

@@ -247,9 +247,9 @@ class _DclsNd(ConvLayer):
             layer.bias = parameter_like(source.bias.detach().clone(), source.bias)
         return layer.train(source.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         return dcls_conv(
-            x,
+            input,
             self.weight,
             self.P,
             self.SIG,

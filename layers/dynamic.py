@@ -137,12 +137,12 @@ class _DynamicConvNd(ConvLayer):
         layer.attention.temperature.fill_(temperature)
         return layer.train(source.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         return dynamic_conv(
-            x,
+            input,
             self.weight,
             self.bias,
-            self.attention(x),
+            self.attention(input),
             self.stride,
             self.padding,
             self.dilation,

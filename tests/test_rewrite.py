@@ -247,3 +247,23 @@ def test_a_target_that_refuses_while_building_is_named(monkeypatch: pytest.Monke
     monkeypatch.setattr(Dcls2d, "from_conv", fail)
     with pytest.raises(ConvswapError, match=r"conv1 cannot be converted to dcls: odd weights"):
         convswap.apply(plan, TwoConvs())
+
+
+def test_convolutions_that_are_called_by_keyword() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(input=x)
+
+    for to in ("dcls", "dynamic"):
+        new = convswap.convert(
+            Keyword(), Swap("*", to, **({"convert_first": True} if to == "dynamic" else {})), verify=(3, 8, 8)
+        )
+        verification = convswap.report(new).verification
+        assert verification is not None
+        assert [check.name for check in verification.layers] == ["conv"]
+        assert convswap.trace(new, (3, 8, 8)).unknown_shapes is None
+    assert convswap.trace(Keyword(), (3, 8, 8))["conv"].multiply_adds == 36 * 81
