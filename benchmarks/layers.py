@@ -104,7 +104,7 @@ def _oracle(ours: Dcls2d) -> nn.Module:
         ours.out_channels,
         ours.kernel_count,
         padding=ours.padding,
-        dilated_kernel_size=ours.kernel_size,
+        dilated_kernel_size=ours.dilated_kernel_size,
         groups=ours.groups,
         version=ours.version,
     )

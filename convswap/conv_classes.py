@@ -46,20 +46,45 @@ def conversion_note(conv: Conv) -> str | None:
 
 def unknown_class_reason(conv: Conv) -> str | None:
     """Why nothing is known of what this convolution computes, or None if it is known."""
-    if _class_path(conv) in _WEIGHTS:
-        return _unusual_padding(conv)
-    if type(conv) in CONVS:
-        return None
+    if conv.weight.is_complex():
+        return "its weights are complex numbers"
+    known = _class_path(conv) in _WEIGHTS
     base = next(kind for kind in CONVS if isinstance(conv, kind))
     kind = type(conv)
-    same_forward = kind.forward is base.forward and kind._conv_forward is base._conv_forward
-    own_tensors = (set(conv._parameters) | set(conv._buffers)) - {"weight", "bias"}
-    if same_forward and not own_tensors:
-        return None
-    return (
-        f"{kind.__module__}.{kind.__qualname__} is a subclass of {base.__name__} with a forward of its own, which is "
-        f"not known: replace it by a plain nn.{base.__name__} first if it computes the same"
-    )
+    own = {*conv._parameters, *conv._buffers, *conv._modules} - {"weight", "bias"}
+    if own - ({"gain"} if known else set()):
+        return f"it has more than a weight and a bias, which a new layer would lose: {', '.join(sorted(own))}"
+    if not known and (kind.forward is not base.forward or kind._conv_forward is not base._conv_forward):
+        return (
+            f"{kind.__module__}.{kind.__qualname__} is a subclass of {base.__name__} with a forward of its own, which "
+            f"is not known: replace it by a plain nn.{base.__name__} first if it computes the same"
+        )
+    return _inconsistency(conv) or (_unusual_padding(conv) if known else None)
+
+
+def _inconsistency(conv: Any) -> str | None:
+    """How attributes that were changed after construction disagree with what torch runs, or None."""
+    for name in ("kernel_size", "stride", "dilation"):
+        if not isinstance(getattr(conv, name), tuple):
+            return f"its {name} is {getattr(conv, name)!r}, not a tuple: set one number for each axis"
+    if not isinstance(conv.padding, tuple | str):
+        return f"its padding is {conv.padding!r}, neither a tuple nor a word"
+    shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    if tuple(conv.weight.shape) != shape:
+        return f"its weight has shape {tuple(conv.weight.shape)}, and its attributes say {shape}: set them right"
+    if conv.padding_mode != "zeros" and list(conv._reversed_padding_repeated_twice) != _padding_that_runs(conv):
+        return f"its padding was changed after construction, which {conv.padding_mode} padding does not follow"
+    return None
+
+
+def _padding_that_runs(conv: Any) -> list[int]:
+    """What torch computes at construction for paddings other than zeros."""
+    if conv.padding == "valid":
+        return [0] * (2 * len(conv.kernel_size))
+    if conv.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [part for total in reversed(totals) for part in (total // 2, total - total // 2)]
+    return [p for p in reversed(conv.padding) for _ in range(2)]
 
 
 def _class_path(conv: nn.Module) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,9 +14,10 @@ from .inputs import ExampleInputs
 from .options import make_options
 from .plan import Decision, Plan, Step, Swap, keep_reason, make_steps, plan
 from .recipe import Recipe, make_recipe
-from .report import attach_report, earlier_report, make_report
-from .rewrite import build_layers, copy_with, put_in_place
-from .sites import Trace, hooks_of
+from .replacing import put_in_place
+from .report import attach_report, describe_geometry, earlier_report, make_report
+from .rewrite import build_layers, copy_with
+from .sites import Trace
 from .targets import get_target
 from .trace import trace
 from .verify import VerifyInputs, require_passed, verify
@@ -57,6 +59,7 @@ def convert(
         ConvswapError: as `plan` does, and if the model cannot be copied.
         VerificationError: if ``verify`` finds a layer that does not keep what its fidelity promises.
     """
+    seed = _whole_number(seed)
     the_plan = plan(model, to, where, example_inputs=example_inputs, **options)
     return _carry_out(the_plan, model, seed, verify)
 
@@ -77,6 +80,7 @@ def convert_(
     Raises:
         ConvswapError: as `plan` does, and if the model is itself a convolution.
     """
+    seed = _whole_number(seed)
     the_plan = plan(model, to, where, example_inputs=example_inputs, **options)
     report = make_report(the_plan, make_recipe(the_plan.steps, seed), earlier_report(model))
     put_in_place(model, build_layers(the_plan.steps, seed))
@@ -97,7 +101,7 @@ def apply(recipe: Plan | Recipe | Mapping[str, Any], model: nn.Module, *, seed: 
         ConvswapError: if the model lacks a convolution that the recipe names, or it must be kept.
     """
     if isinstance(recipe, Plan):
-        return _carry_out(_rebound(recipe, model), model, seed, None)
+        return _carry_out(_rebound(recipe, model), model, _whole_number(seed), None)
     the_recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_dict(recipe)
     steps, found = recipe_steps(the_recipe, model)
     seeds = {step.name: step.seed for step in the_recipe.steps}
@@ -137,21 +141,28 @@ def recipe_steps(recipe: Recipe, model: nn.Module) -> tuple[tuple[Step, ...], Tr
 
 def _rebound(the_plan: Plan, model: nn.Module) -> Plan:
     """``the_plan`` for ``model``, which may be another one of the same architecture than it was made for."""
+    sites = {site.name: site for site in trace(model)}
     steps = []
     for step in the_plan.steps:
-        try:
-            module: Any = model.get_submodule(step.site.name)
-        except AttributeError:
-            module = None
-        planned = step.site.module
-        if type(module) is not type(planned) or module.weight.shape != planned.weight.shape:
-            raise ConvswapError(f"the plan was made for another model: {step.site.name!r} is not the same there")
-        steps.append(replace(step, site=replace(step.site, module=module, hooked=hooks_of(module))))
-    for step in steps:
-        reason = keep_reason(step.site) if step.action == "swap" else None
+        site, planned = sites.get(step.site.name), step.site
+        if (
+            site is None
+            or (site.kind, site.aliases, site.tied) != (planned.kind, planned.aliases, planned.tied)
+            or describe_geometry(site.module) != describe_geometry(planned.module)
+        ):
+            raise ConvswapError(f"the plan was made for another model: {planned.name!r} is not the same there")
+        reason = keep_reason(site) if step.action == "swap" else None
         if reason is not None:
-            raise ConvswapError(f"the plan converts {step.site.name!r}, which must be kept: {reason}")
+            raise ConvswapError(f"the plan converts {site.name!r}, which must be kept: {reason}")
+        steps.append(replace(step, site=replace(planned, module=site.module)))
     return replace(the_plan, steps=tuple(steps))
+
+
+def _whole_number(seed: Any) -> int:
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ConvswapError(f"seed must be a whole number, got {seed!r}") from None
 
 
 def _carry_out(the_plan: Plan, model: nn.Module, seed: int, inputs: VerifyInputs) -> nn.Module:

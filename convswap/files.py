@@ -15,8 +15,9 @@ from .atomic import write_atomically
 from .checkpoint import match_precision, mismatches
 from .convert import recipe_steps
 from .errors import ConvswapError, FileError
+from .replacing import put_in_place
 from .report import Report, attach_report, report
-from .rewrite import build_layers, put_in_place
+from .rewrite import build_layers
 from .sources import Source, build_model, builds_like, infer_source, parse_source
 
 METADATA_KEY = "convswap"
@@ -63,7 +64,7 @@ def save(
     import safetensors.torch
 
     made = report(model)
-    if isinstance(source, str):
+    if source is not None and not isinstance(source, Source):
         source = parse_source(source, source_args)
     if source is None:
         inferred = infer_source(model)
@@ -120,6 +121,8 @@ def load(
             "alone, more than the file holds"
         )
     layers = build_layers(steps, {step.name: step.seed for step in info.report.recipe.steps})
+    if id(model) in layers:  # the model is a single convolution
+        model = layers.pop(id(model))
     put_in_place(model, layers)
     problems = mismatches(model, state)
     if problems:
@@ -215,6 +218,8 @@ def _untie(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise FileError(f"{name} of the model's state is a {type(value).__name__}, and only tensors can be saved")
+        if value.layout != torch.strided:
+            raise FileError(f"{name} is a sparse tensor, and only dense ones can be saved")
         if value.is_meta:
             raise FileError(f"{name} is on the meta device and has no numbers to save")
         place = value.untyped_storage().data_ptr()
@@ -224,6 +229,7 @@ def _untie(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]
             continue
         first[key] = name
         # Views of one storage are stored apart: safetensors refuses overlapping tensors.
-        tensors[name] = value.detach().contiguous().clone() if place in storages else value.detach().contiguous()
+        stored = value.detach().contiguous()
+        tensors[name] = stored.clone() if place in storages else stored
         storages.add(place)
     return tensors, aliases

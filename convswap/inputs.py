@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -16,7 +17,12 @@ ExampleInputs: TypeAlias = Any
 
 def is_shape(inputs: ExampleInputs) -> bool:
     """Whether ``inputs`` is the shape of a sample rather than a sample."""
-    return isinstance(inputs, Sequence) and len(inputs) > 0 and all(type(size) is int for size in inputs)
+    return (
+        isinstance(inputs, Sequence)
+        and not isinstance(inputs, bytes)
+        and len(inputs) > 0
+        and all(isinstance(size, numbers.Integral) and not isinstance(size, bool) for size in inputs)
+    )
 
 
 def as_call(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -40,12 +46,25 @@ def as_call(inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def make_inputs(
     model: nn.Module, shape: Sequence[int], batch: int = 1, generator: torch.Generator | None = None
 ) -> Tensor:
-    """A batch of standard normal samples of ``shape``, with the dtype and device of the model's parameters."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    """A batch of standard normal samples of ``shape``, with the dtype and device of the model's parameters.
+
+    Raises:
+        ConvswapError: if a number of the shape is below 1.
+    """
+    sizes = (batch, *_positive(shape))
+    # Everywhere the device is named, as another one may be the default.
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
     if parameter.is_meta:
-        return torch.empty((batch, *shape), dtype=parameter.dtype, device="meta")
-    drawn = torch.randn((batch, *shape), generator=generator)
+        return torch.empty(sizes, dtype=parameter.dtype, device="meta")
+    drawn = torch.randn(sizes, generator=generator, device="cpu")
     return drawn.to(device=parameter.device, dtype=parameter.dtype)
+
+
+def _positive(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in shape)
+    if min(sizes, default=1) < 1:
+        raise ConvswapError(f"the shape of a sample must be of positive numbers, got {min(sizes)} in {sizes}")
+    return sizes
 
 
 def default_input_shape(model: nn.Module) -> tuple[int, ...] | None:

@@ -85,9 +85,10 @@ class _Watch(TorchFunctionMode):
         self.model = model
         self.result = result
         self.conv_names = {id(conv): name for name, conv in convs.items()}
-        self.owners = {
-            id(parameter): name for name, conv in convs.items() for parameter in conv.parameters(recurse=False)
-        }
+        self.owners: dict[int, set[str]] = {}
+        for name, conv in convs.items():
+            for parameter in conv.parameters(recurse=False):
+                self.owners.setdefault(id(parameter), set()).add(name)
         self.running: list[str] = []
 
     @contextmanager
@@ -109,14 +110,18 @@ class _Watch(TorchFunctionMode):
 
         return hook
 
-    def _leave(self, name: str, module: nn.Module) -> Callable[..., None]:
+    def _leave(self, name: str, module: Any) -> Callable[..., None]:
         is_conv = id(module) in self.conv_names
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self.running.pop()
             if is_conv and isinstance(output, Tensor):
-                given = args[0] if args else kwargs["input"]
-                call = ConvCall(tuple(given.shape), tuple(output.shape), conv_multiply_adds(module, output.shape))
+                given = (args[0] if args else kwargs["input"]).shape
+                batchless = (1,) if len(given) == len(output.shape) == len(module.kernel_size) + 1 else ()
+                if batchless:
+                    self.result.batch = 1
+                macs = conv_multiply_adds(module, output.shape)
+                call = ConvCall((*batchless, *given), (*batchless, *output.shape), macs)
                 self.result.calls.setdefault(self.conv_names[id(module)], []).append(call)
 
         return hook
@@ -127,9 +132,10 @@ class _Watch(TorchFunctionMode):
         if func not in _HARMLESS:
             here = self.running[-1] if self.running else ""
             for value in _flat(args, kwargs):
-                owner = self.owners.get(id(value))
-                if owner is not None and owner != here:
-                    self.result.readers.setdefault(owner, here)
+                owners = self.owners.get(id(value), ())
+                if here not in owners:
+                    for owner in owners:
+                        self.result.readers.setdefault(owner, here)
             if func in _CONV_FUNCTIONS and here not in self.conv_names.values():
                 self.result.functional.setdefault(here, func.__name__)
         return func(*args, **(kwargs or {}))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import numbers
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -69,7 +72,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _fit(value: Any, hint: Any, what: str) -> Any:
-    """``value`` as the type of a field, where it is of that type but for tuples and whole floats."""
+    """``value`` as the type of a field, where it is of that type but for tuples and numbers of other libraries."""
     for kind in _alternatives(hint):
         fitted = _fit_one(value, kind)
         if fitted is not _NO_FIT:
@@ -82,23 +85,42 @@ _NO_FIT = object()
 
 def _fit_one(value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is Literal:
-        return value if value in typing.get_args(kind) else _NO_FIT
+        return next((known for known in typing.get_args(kind) if _fit_one(value, type(known)) == known), _NO_FIT)
     if typing.get_origin(kind) is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str):
+        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
             return _NO_FIT
         items = [_fit_one(item, typing.get_args(kind)[0]) for item in value]
-        return _NO_FIT if _NO_FIT in items else tuple(items)
+        return _NO_FIT if any(item is _NO_FIT for item in items) else tuple(items)
     if kind is type(None):
         return None if value is None else _NO_FIT
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is Any or (
-        isinstance(kind, type) and isinstance(value, kind) and (kind is bool or type(value) is not bool)
-    ):
+    if kind is int:
+        return _whole_number(value)
+    if kind is float:
+        return _finite_number(value)
+    if kind is Any or (isinstance(kind, type) and isinstance(value, kind)):
         return value
     if not isinstance(kind, type) and callable(value):
         return value
     return _NO_FIT
+
+
+def _whole_number(value: Any) -> Any:
+    """``value`` as an int, which JSON can hold; numpy's and torch's numbers too."""
+    if str(getattr(value, "dtype", type(value).__name__)) in ("bool", "torch.bool"):
+        return _NO_FIT
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        return _NO_FIT
+
+
+def _finite_number(value: Any) -> Any:
+    is_float = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    number = value if is_float else _whole_number(value)
+    try:
+        return float(number) if number is not _NO_FIT and math.isfinite(number) else _NO_FIT
+    except OverflowError:
+        return _NO_FIT
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -115,7 +137,7 @@ def _describe(hint: Any) -> str:
             words.append(f"several of {typing.get_args(kind)[0].__name__}")
         else:
             words.append(
-                {type(None): "None", int: "a whole number", float: "a number", bool: "true or false"}.get(
+                {type(None): "None", int: "a whole number", float: "a finite number", bool: "true or false"}.get(
                     kind, getattr(kind, "__name__", str(kind))
                 )
             )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .conv_classes import conversion_note, unknown_class_reason
+from .conv_classes import conversion_note, plain_conv, unknown_class_reason
 from .costs import Cost, CostOnDemand, conv_cost, known
 from .errors import ConvswapError, NothingToSwapError, OptionError
 from .inputs import ExampleInputs
@@ -173,6 +173,8 @@ def keep_reason(site: ConvSite) -> str | None:
     if site.read_outside is not None:
         reader = f"{site.read_outside!r}" if site.read_outside else "the model's own forward"
         return f"its parameters are used by {reader} too, outside of its own forward"
+    if site.type_dependent:
+        return "the code around it asks for its class and takes another path where it is no convolution of torch's"
     return unknown_class_reason(site.module)
 
 
@@ -181,7 +183,7 @@ def _as_rules(to: str | Swap | Sequence[Swap], where: Where, options: Mapping[st
         return [Swap(where, to, **options)]
     if options or where != "*":
         raise ConvswapError("where and options belong into the Swap rules when rules are given")
-    rules = [to] if isinstance(to, Swap) else list(to)
+    rules: list[Swap] = [to] if isinstance(to, Swap) else list(to) if isinstance(to, list | tuple) else []
     if not rules or not all(isinstance(rule, Swap) for rule in rules):
         raise ConvswapError(f"to must be the name of a target, a Swap or a list of Swaps, got {to!r}")
     return rules
@@ -211,13 +213,19 @@ def _keep_tied_together(decisions: list[Decision]) -> list[Decision]:
             if target is None:
                 continue
             for other in site.tied:
-                partner = current.get(owners.get(other, ""))
-                if partner is None or other not in owners or partner[2:] != (target, options):
+                partner = current.get(owners[other]) if other in owners else None
+                if partner is None or partner[2:] != (target, options) or not _carry_alike(site, partner[0]):
                     reason = f"it shares parameters with {other}, which is not converted in the same way"
                     current[name] = (site, reason, None, None)
                     changed = True
                     break
     return list(current.values())
+
+
+def _carry_alike(one: ConvSite, other: ConvSite) -> bool:
+    """Whether the weights made from a shared weight are the same for both: with dilation they may not be."""
+    plain = plain_conv(one.module) is one.module and plain_conv(other.module) is other.module
+    return plain and one.module.dilation == other.module.dilation
 
 
 def _step(site: ConvSite, reason: str, target: Target | None, options: Any, costs: dict[Any, CostOnDemand]) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .errors import ModelError
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise if ``model`` or a part of it is wrapped, compiled or scripted.
+    """Raise if ``model`` or a part of it is wrapped, compiled or scripted, or cannot be copied as a whole.
 
     Raises:
         ModelError: saying what it is and what to do.
@@ -20,11 +21,28 @@ def refuse_wrapped(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    parts = {id(module) for module in model.modules()}
     for name, module in model.named_modules():
+        what = f"the model's part {name!r}" if name else "the model"
         advice = _advice(module)
         if advice is not None:
-            what = f"the model's part {name!r}" if name else "the model"
             raise ModelError(f"{what} is {advice}")
+        for attribute, value in module.__dict__.items():
+            if isinstance(value, FunctionType) and _closes_over(value, parts):
+                raise ModelError(
+                    f"{what} has a function as attribute {attribute!r} that refers to a module of the model by "
+                    "closure: a copy of the model would run the original's module. Make it a method"
+                )
+
+
+def _closes_over(function: FunctionType, parts: set[int]) -> bool:
+    for cell in function.__closure__ or ():
+        try:
+            if id(cell.cell_contents) in parts:
+                return True
+        except ValueError:  # an empty cell
+            continue
+    return False
 
 
 def _advice(module: nn.Module) -> str | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .conv_classes import plain_conv
+from .conv_classes import CONVS, plain_conv
 from .errors import ConvswapError, ModelError
 from .plan import Step
 from .targets import get_target
@@ -28,7 +29,12 @@ def build_layers(steps: Iterable[Step], seed: int | Mapping[str, int]) -> dict[i
     """
     layers: dict[int, nn.Module] = {}
     swaps = [step for step in steps if step.action == "swap"]
-    with untouched_randomness():  # for layers that draw from the global generator all the same
+    # Weights that are to be trained must not become inference tensors, nor be fitted in half precision.
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(untouched_randomness())  # for layers that draw from the global generator all the same
         for step in swaps:
             name, conv = step.site.name, step.site.module
             own_seed = _layer_seed(seed if isinstance(seed, int) else seed[name], name)
@@ -39,6 +45,7 @@ def build_layers(steps: Iterable[Step], seed: int | Mapping[str, int]) -> dict[i
             except (ValueError, RuntimeError) as error:  # of torch, also for lack of memory
                 raise ConvswapError(f"{name or 'the model'} cannot be converted to {step.target}: {error}") from error
             layers[id(conv)] = _apart_from(conv, layer).train(conv.training)
+            _take_over_attributes(conv, layers[id(conv)])
     _tie(swaps, layers)
     return layers
 
@@ -55,47 +62,51 @@ def copy_with(model: nn.Module, layers: dict[int, nn.Module]) -> nn.Module:
             if isinstance(value, Tensor) and not value.is_leaf:  # a result kept from some forward pass
                 memo[id(value)] = value.detach().clone()
     try:
-        copied: nn.Module = copy.deepcopy(model, memo)
+        with torch.inference_mode(False):
+            copied: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be deep-copied ({type(error).__name__}: {error}). convert_ converts it in "
-            "place, without a copy of it."
+            f"{type(model).__name__} cannot be deep-copied ({type(error).__name__}: {error}). Remove what cannot be "
+            "copied from the model's attributes first."
         ) from error
+    _check_copy(model, copied, layers)
     return copied
 
 
-def put_in_place(model: nn.Module, layers: dict[int, nn.Module]) -> None:
-    """Put ``layers`` in place of the convolutions of ``model`` itself.
+def _check_copy(model: nn.Module, copied: nn.Module, layers: dict[int, nn.Module]) -> None:
+    """Make sure that the new layers are where they should be, and that every part is in the mode it was in.
+
+    Parts with a ``__deepcopy__`` of their own may have rebuilt what is in them, and graph modules forget their mode.
 
     Raises:
-        ModelError: if the model is itself a convolution to be replaced.
+        ModelError: if a convolution is still there.
     """
-    if id(model) in layers:
-        raise ModelError("the model is itself a convolution and cannot replace itself: use new = convert(model, ...)")
-    for module in list(model.modules()):
-        for name, child in module._modules.items():
-            if id(child) in layers:
-                module._modules[name] = layers[id(child)]
-        for name, value in module.__dict__.items():
-            if name not in _MODULE_STATE:
-                module.__dict__[name] = _replace_inside(value, layers)
+    for name, module in model.named_modules(remove_duplicate=False):
+        try:
+            part = copied.get_submodule(name)
+        except AttributeError:
+            part = None
+        if id(module) in layers and part is not layers[id(module)]:
+            raise ModelError(
+                f"{name!r} is still a convolution in the copy, because a module around it copies itself in its own way "
+                "(__deepcopy__): use convert_ on a copy of yours"
+            )
+        if id(module) in layers:
+            layers[id(module)].train(module.training)
+        elif part is not None:
+            part.training = module.training
 
 
-_MODULE_STATE = frozenset(nn.Module().__dict__)
+def _take_over_attributes(conv: nn.Module, layer: nn.Module) -> None:
+    """Give ``layer`` what others have noted on the convolution: attributes that torch's own do not have."""
+    if type(conv) not in CONVS:
+        return
+    for name, value in conv.__dict__.items():
+        if name not in _CONV_ATTRIBUTES and not hasattr(layer, name):
+            layer.__dict__[name] = value
 
 
-def _replace_inside(value: Any, layers: dict[int, nn.Module]) -> Any:
-    """``value`` with the convolutions replaced that it refers to directly or from within lists, tuples and dicts."""
-    if id(value) in layers:
-        return layers[id(value)]
-    if type(value) is list:
-        value[:] = [_replace_inside(item, layers) for item in value]
-    elif type(value) is dict:
-        value.update({key: _replace_inside(item, layers) for key, item in value.items()})
-    elif type(value) is tuple:
-        items = tuple(_replace_inside(item, layers) for item in value)
-        return value if all(new is old for new, old in zip(items, value, strict=True)) else items
-    return value
+_CONV_ATTRIBUTES = frozenset(nn.Conv2d(1, 1, 1, device="meta").__dict__)
 
 
 def _tie(swaps: list[Step], layers: dict[int, nn.Module]) -> None:

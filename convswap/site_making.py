@@ -30,7 +30,9 @@ def conv_like(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, (*CONVS, ConvLayer))}
 
 
-def make_sites(model: nn.Module, regions: list[TracedRegion], measurement: Measurement) -> tuple[ConvSite, ...]:
+def make_sites(
+    model: nn.Module, regions: list[TracedRegion], measurement: Measurement, type_dependent: set[str]
+) -> tuple[ConvSite, ...]:
     """The sites of all convolutions, in order of execution as far as it is known.
 
     Layers of ours count in that order: what comes after one is not the network's first convolution.
@@ -65,6 +67,7 @@ def make_sites(model: nn.Module, regions: list[TracedRegion], measurement: Measu
             read_outside=reader,
             hooked=hooks_of(conv),
             parametrised=parametrize.is_parametrized(conv),
+            type_dependent=name in type_dependent,
             inside=next((kind for owner, kind in ours.items() if name.startswith(f"{owner}.")), None),
         )
         if place is not None:

@@ -39,6 +39,7 @@ class ConvSite:
         hooked: kinds of hooks on it or its parameters.
         parametrised: whether ``torch.nn.utils.parametrize`` computes its parameters.
         training_only: whether it runs in training mode only.
+        type_dependent: whether the code around it takes another path for another kind of module.
         inside: class of the layer of ours that it is a part of, or None.
     """
 
@@ -57,6 +58,7 @@ class ConvSite:
     hooked: tuple[str, ...] = ()
     parametrised: bool = False
     training_only: bool = False
+    type_dependent: bool = False
     inside: str | None = None
 
     @cached_property

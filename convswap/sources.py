@@ -69,11 +69,18 @@ def parse_source(text: str, args: Mapping[str, Any] | None = None) -> Source:
 
     Raises:
         UnknownNameError: if the text is of none of these forms.
+        OptionError: if the arguments are not in a dict.
     """
-    library, separator, name = text.partition(":")
-    if not separator or not library or not name:
-        raise UnknownNameError(f"{text!r} names no model: write torchvision:<name>, timm:<name> or module.path:factory")
+    library, _, name = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if not library or not name:
+        raise _no_name(text)
+    if not isinstance(args, Mapping | None):
+        raise OptionError(f"the arguments of {text} must be a dict, got {args!r}")
     return Source(library, name, dict(args or {}))
+
+
+def _no_name(given: Any) -> UnknownNameError:
+    return UnknownNameError(f"{given!r} names no model: write torchvision:<name>, timm:<name> or module.path:factory")
 
 
 def build_model(source: Source) -> nn.Module:
@@ -84,6 +91,8 @@ def build_model(source: Source) -> nn.Module:
         OptionError: if the model does not take these arguments.
         ModelError: if it cannot be built.
     """
+    if not isinstance(source, Source):
+        raise _no_name(source)
     forbidden = sorted(_FORBIDDEN & set(source.args))
     if forbidden and not source.is_code:
         raise OptionError(f"{source} is built without weights: the argument {forbidden[0]!r} is not for here")
@@ -93,7 +102,7 @@ def build_model(source: Source) -> nn.Module:
             model = build(**source.args)
         except TypeError as error:
             raise OptionError(f"{source} does not take these arguments: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # code that was written as a script may exit
             raise ModelError(f"{source} cannot be built ({type(error).__name__}: {error})") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{source} gives a {type(model).__name__}, not a torch.nn.Module")
@@ -168,14 +177,18 @@ def _factory(source: Source) -> Any:
             f"there is no module {source.library!r} to take {source.name!r} from ({error}). "
             "Models are named torchvision:<name>, timm:<name> or module.path:factory."
         ) from error
-    except Exception as error:  # whatever the module's own code raises
+    except (Exception, SystemExit) as error:  # whatever the module's own code raises
         raise ModelError(
             f"the module {source.library!r} cannot be imported ({type(error).__name__}: {error})"
         ) from error
-    factory = getattr(module, source.name, None)
-    if not callable(factory):
-        public = [name for name in vars(module) if not name.startswith("_")]
+    if not hasattr(module, source.name):
+        functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise UnknownNameError(
-            f"the module {source.library!r} has no function {source.name!r}.{did_you_mean(source.name, public)}"
+            f"the module {source.library!r} has no function {source.name!r}.{did_you_mean(source.name, functions)}"
         )
+    factory = getattr(module, source.name)
+    if not callable(factory) or isinstance(factory, nn.Module):
+        kind = type(factory).__name__
+        article = "an" if kind[0].lower() in "aeiou" else "a"
+        raise UnknownNameError(f"{source} is {article} {kind}, not a function that gives a torch.nn.Module")
     return factory

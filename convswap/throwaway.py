@@ -7,7 +7,9 @@ fake parameters, so that it costs no memory and no arithmetic.
 from __future__ import annotations
 
 import copy
+import functools
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +75,25 @@ def _stand_in(tensor: Tensor, mode: FakeTensorMode | None) -> Tensor:
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     fake = FakeTensor(mode, empty, tensor.device)
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+@contextmanager
+def cleared_caches(model: nn.Module) -> Iterator[None]:
+    """Clear afterwards what the model's code has cached meanwhile by ``functools.lru_cache``: it may be fake."""
+    sources = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
+    caches: list[Any] = [
+        value
+        for source in sources
+        for value in vars(sys.modules[source]).values()
+        if isinstance(value, functools._lru_cache_wrapper)
+    ]
+    misses = [cache.cache_info().misses for cache in caches]
+    try:
+        yield
+    finally:
+        for cache, before in zip(caches, misses, strict=True):
+            if cache.cache_info().misses != before:
+                cache.cache_clear()
 
 
 @contextmanager

@@ -11,16 +11,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .inputs import ExampleInputs, as_call, default_input_shape, is_shape, make_inputs
 from .measure import Measurement, measure
 from .refusals import refuse_wrapped
-from .regions import TracedRegion, trace_regions
+from .regions import TracedRegion, sites_asked_for_their_type, trace_regions
 from .site_making import conv_like, make_sites, other_convs
 from .sites import ConvCall, ConvSite, Region, Trace
-from .throwaway import throwaway_copy, untouched_randomness
+from .throwaway import cleared_caches, throwaway_copy, untouched_randomness
 
 NO_INPUTS = "no example_inputs were given, and the model's library names no input size"
 
 
 def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: bool = False) -> Trace:
     """Find every convolution of ``model``, which is left as it is.
+
+    The model's code runs on copies, with fake and symbolic tensors. What it caches outside of the model, in globals or
+    on classes (but for ``functools.lru_cache``), stays there. torch.fx patches ``nn.Module`` while it traces: no other
+    thread should run a model meanwhile.
 
     Args:
         model: any module; not wrapped, compiled or scripted.
@@ -37,7 +41,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
     watched = conv_like(model)
     if example_inputs is None:
         example_inputs = default_input_shape(model)
-    with untouched_randomness():
+    with untouched_randomness(), cleared_caches(model):
         mode = None if real_pass else FakeTensorMode(allow_non_fake_inputs=True)
         copied = throwaway_copy(model, mode)
         if example_inputs is None:
@@ -45,10 +49,14 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
         else:
             measurement = _measure(copied, watched, example_inputs, mode, training=False)
         regions = trace_regions(copied)
-        if measurement.failure is None and len(measurement.calls) < len(watched):
+        unseen = len(measurement.calls) < len(watched) or not _traced_whole(regions)
+        if measurement.failure is None and unseen:
             another = throwaway_copy(model, mode)
-            _add_calls(measurement, _measure(another, watched, example_inputs, mode, training=True))
-    sites = make_sites(model, regions, measurement)
+            _add(measurement, _measure(another, watched, example_inputs, mode, training=True))
+        type_dependent = sites_asked_for_their_type(copied, regions)
+        if type_dependent:  # or it is that the copy has cached something meanwhile
+            type_dependent = sites_asked_for_their_type(throwaway_copy(model, mode), regions)
+    sites = make_sites(model, regions, measurement, type_dependent)
     return Trace(
         model=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)),
@@ -56,7 +64,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
         others=other_convs(model, measurement),
         regions=tuple(_summary(region, sites) for region in regions),
         input_shape=measurement.input_shape,
-        unknown_shapes=measurement.failure,
+        unknown_shapes=_unknown_shapes(measurement, regions),
     )
 
 
@@ -71,8 +79,20 @@ def _measure(
     return measure(copied.train(training), convs, as_call(inputs), mode)
 
 
-def _add_calls(measurement: Measurement, in_training: Measurement) -> None:
-    """Add the calls of convolutions that run in training mode only."""
+def _traced_whole(regions: list[TracedRegion]) -> bool:
+    return len(regions) == 1 and not regions[0].name and not regions[0].failures
+
+
+def _unknown_shapes(measurement: Measurement, regions: list[TracedRegion]) -> str | None:
+    if measurement.failure is None or _traced_whole(regions):
+        return measurement.failure
+    return f"{measurement.failure}; nor is it known whether code that could not be traced reads convolutions' weights"
+
+
+def _add(measurement: Measurement, in_training: Measurement) -> None:
+    """Add what happens in training mode only."""
+    measurement.readers = {**in_training.readers, **measurement.readers}
+    measurement.functional = {**in_training.functional, **measurement.functional}
     for name, calls in in_training.calls.items():
         scaled = [_scale(call, measurement.batch, in_training.batch) for call in calls]
         measurement.calls.setdefault(name, scaled)

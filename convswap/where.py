@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 from .errors import PatternError, did_you_mean
 from .sites import ConvSite
@@ -23,7 +23,7 @@ def matching(where: Where, sites: Sequence[ConvSite]) -> set[str]:
     Raises:
         PatternError: for a pattern that matches no convolution at all, naming the nearest, or that is malformed.
     """
-    patterns = [where] if isinstance(where, str) or callable(where) else list(where)
+    patterns = _as_list(where)
     if not patterns:
         raise PatternError("where is an empty list: it would choose nothing")
     chosen: set[str] = set()
@@ -34,6 +34,17 @@ def matching(where: Where, sites: Sequence[ConvSite]) -> set[str]:
     if all(isinstance(pattern, str) and pattern.startswith("!") for pattern in patterns):
         chosen = {site.name for site in sites}
     return chosen - excluded
+
+
+def _as_list(where: Any) -> list[str | Callable[[ConvSite], bool]]:
+    if isinstance(where, str) or callable(where):
+        return [where]
+    if isinstance(where, Iterable) and not isinstance(where, bytes | bytearray):
+        return list(where)
+    raise PatternError(
+        "where takes a glob on names, re:…, !… to exclude, a function of a ConvSite, or a list of these; "
+        f"got {where!r} (for all convolutions leave it out, or write '*')"
+    )
 
 
 def _match_one(pattern: str | Callable[[ConvSite], bool], sites: Sequence[ConvSite]) -> set[str]:

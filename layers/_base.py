@@ -120,4 +120,4 @@ def normal_like(shape: tuple[int, ...], like: Tensor, generator: torch.Generator
     dtype = torch.promote_types(like.dtype, torch.float32)
     if like.is_meta:
         return like.new_empty(shape, dtype=dtype)
-    return torch.randn(shape, generator=generator, dtype=dtype).to(like.device)
+    return torch.randn(shape, generator=generator, dtype=dtype, device="cpu").to(like.device)

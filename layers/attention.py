@@ -48,7 +48,7 @@ class KernelAttention(nn.Module):
             bound = linear.in_features**-0.5
             for parameter in (linear.weight, linear.bias):
                 if not parameter.is_meta:
-                    start = torch.empty(parameter.shape, dtype=torch.float32).uniform_(
+                    start = torch.empty(parameter.shape, dtype=torch.float32, device="cpu").uniform_(
                         -bound, bound, generator=generator
                     )
                     with torch.no_grad():

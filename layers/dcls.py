@@ -38,7 +38,7 @@ def dcls_conv(
     groups: int = 1,
     padding_mode: str = "zeros",
     version: Version = "v1",
-    same_window: IntOrInts | None = None,
+    window: IntOrInts | None = None,
 ) -> Tensor:
     """Build a DCLS kernel and convolve with it, in one, two or three dimensions.
 
@@ -48,21 +48,17 @@ def dcls_conv(
         bias: (O) or None.
         stride, padding, groups, padding_mode: as in ``nn.Conv2d``; ``padding="same"`` with any stride.
         dilated_kernel_size: size of the kernel that is built.
-        same_window: with ``padding="same"``, the window that the padding is computed for; half of what the kernel is
-            larger is then added on each side. The kernel's own size by default.
+        window: ``padding`` is that of a kernel that spans this many pixels; half of what the kernel is larger is added
+            on each side. The kernel's own size by default.
     """
     dims = P.shape[0]
     sizes = per_axis(dilated_kernel_size, dims, "dilated_kernel_size")
     steps = per_axis(stride, dims, "stride")
     kernel = construct_kernel(weight, P, SIG, sizes, version)
-    mode = normalise_padding(padding, dims)
-    if mode == "same" and same_window is not None:
-        window = per_axis(same_window, dims, "same_window")
-        growth = [(size - extent) // 2 for size, extent in zip(sizes, window, strict=True)]
-        inner = pad_widths(mode, window, steps, x.shape[-dims:])
-        widths = [(before + g, after + g) for (before, after), g in zip(inner, growth, strict=True)]
-    else:
-        widths = pad_widths(mode, sizes, steps, x.shape[-dims:])
+    extents = sizes if window is None else per_axis(window, dims, "window")
+    growth = [(size - extent) // 2 for size, extent in zip(sizes, extents, strict=True)]
+    inner = pad_widths(normalise_padding(padding, dims), extents, steps, x.shape[-dims:])
+    widths = [(before + g, after + g) for (before, after), g in zip(inner, growth, strict=True)]
     return conv_nd(x, kernel, bias, steps, widths, (1,) * dims, groups, padding_mode)
 
 
@@ -77,7 +73,9 @@ class _DclsNd(ConvLayer):
         kernel_count: number of elements of each kernel.
         dilated_kernel_size: size of the grid that they lie on.
         version: bump that an element draws: ``"v1"``, a triangle, or ``"gauss"``.
-        same_window: with ``padding="same"``, the window that the padding is computed for (see `dcls_conv`).
+        kernel_size, dilation: what the layer shows to the code around it, and what ``padding`` is meant for: of a
+            layer made from a convolution, the convolution's own. The grid extends that window evenly on all sides, and
+            the padding grows with it. By default the grid itself and 1.
 
     Parameters:
         weight (out_channels, in_channels / groups, kernel_count).
@@ -107,23 +105,29 @@ class _DclsNd(ConvLayer):
         padding_mode: str = "zeros",
         version: Version = "v1",
         *,
-        same_window: IntOrInts | None = None,
+        kernel_size: IntOrInts | None = None,
+        dilation: IntOrInts = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(in_channels, out_channels, dilated_kernel_size, stride, padding, 1, groups, padding_mode)
+        shown_size = dilated_kernel_size if kernel_size is None else kernel_size
+        super().__init__(in_channels, out_channels, shown_size, stride, padding, dilation, groups, padding_mode)
+        self.dilated_kernel_size = per_axis(dilated_kernel_size, self.dims, "dilated_kernel_size")
+        self.window = effective_size(self.kernel_size, self.dilation)
+        reason = _unfit_sizes(self.dilated_kernel_size, self.window)
+        if reason is not None:
+            raise ValueError(reason)
         if version not in VERSIONS:
             raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
         if kernel_count < 1:
             raise ValueError(f"kernel_count must be at least 1, got {kernel_count}")
-        dense = out_channels * (in_channels // groups) * math.prod(self.kernel_size)
+        dense = out_channels * (in_channels // groups) * math.prod(self.dilated_kernel_size)
         if dense > MAX_DENSE_KERNEL:
             raise ValueError(
-                f"dilated_kernel_size {self.kernel_size} gives a dense kernel of {dense:.1e} numbers, more than 2**31"
+                f"dilated_kernel_size {dilated_kernel_size} gives a kernel of {dense:.1e} numbers, more than 2**31"
             )
         self.kernel_count = kernel_count
         self.version: Version = version
-        self.same_window = None if same_window is None else per_axis(same_window, self.dims, "same_window")
         shape = (out_channels, in_channels // groups, kernel_count)
         placement: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(shape, **placement))
@@ -131,11 +135,6 @@ class _DclsNd(ConvLayer):
         self.SIG = nn.Parameter(torch.empty((self.dims, *shape), **placement)) if version == "gauss" else None
         self.bias = nn.Parameter(torch.empty(out_channels, **placement)) if bias else None
         self.reset_parameters()
-
-    @property
-    def dilated_kernel_size(self) -> tuple[int, ...]:
-        """Size of the grid that the elements lie on: the ``kernel_size`` of the convolution that runs."""
-        return self.kernel_size
 
     def reset_parameters(self) -> None:
         """Draw weights as ``nn.Conv2d`` with as many taps does, and positions from a normal distribution."""
@@ -154,7 +153,7 @@ class _DclsNd(ConvLayer):
     def clamp_positions(self) -> None:
         """Move elements that have left the grid back to its border; to be called after each optimiser step."""
         for d in range(self.dims):
-            self.P[d].clamp_(*position_bounds(self.kernel_size[self.dims - 1 - d]))
+            self.P[d].clamp_(*position_bounds(self.dilated_kernel_size[self.dims - 1 - d]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # P and SIG have four axes, but are no images: to(memory_format=...) must pass over them.
@@ -166,7 +165,7 @@ class _DclsNd(ConvLayer):
 
     def construct_kernel(self) -> Tensor:
         """The dense kernel (out_channels, in_channels / groups, *dilated_kernel_size)."""
-        return construct_kernel(self.weight, self.P, self.SIG, self.kernel_size, self.version)
+        return construct_kernel(self.weight, self.P, self.SIG, self.dilated_kernel_size, self.version)
 
     @classmethod
     def unsupported_reason(cls, conv: nn.Module, **options: Any) -> str | None:
@@ -176,19 +175,11 @@ class _DclsNd(ConvLayer):
         source: Any = conv
         if all(size == 1 for size in source.kernel_size):
             return f"a {'x'.join('1' * cls.dims)} kernel has nothing to space"
-        window = effective_size(source.kernel_size, source.dilation)
         sizes = options.get("dilated_kernel_size")
         if sizes is None:
             return None
-        for extent, size in zip(window, per_axis(sizes, cls.dims, "dilated_kernel_size"), strict=True):
-            if size < extent:
-                return f"dilated_kernel_size {size} is smaller than the {extent} pixels that the kernel spans"
-            if (size - extent) % 2:
-                return (
-                    f"dilated_kernel_size {size} has not the parity of the {extent} pixels that the kernel spans, so "
-                    f"its centre would move: use {size - 1} or {size + 1}"
-                )
-        return None
+        window = effective_size(source.kernel_size, source.dilation)
+        return _unfit_sizes(per_axis(sizes, cls.dims, "dilated_kernel_size"), window)
 
     @classmethod
     def from_conv(
@@ -213,28 +204,23 @@ class _DclsNd(ConvLayer):
                 that fit the conv's kernel best in the least-squares sense.
         """
         source = cls._check_conv(conv, dilated_kernel_size=dilated_kernel_size)
-        window = effective_size(source.kernel_size, source.dilation)
         if dilated_kernel_size is None:
             dilated_kernel_size = default_dilated_kernel_size(source.kernel_size, source.dilation)
         sizes = per_axis(dilated_kernel_size, cls.dims, "dilated_kernel_size")
         count = source.weight[0, 0].numel() if kernel_count is None else kernel_count
-        padding = source.padding
-        if padding == "valid":
-            padding = (0,) * cls.dims
-        if not isinstance(padding, str):
-            padding = tuple(p + (size - extent) // 2 for p, size, extent in zip(padding, sizes, window, strict=True))
         layer = cls(
             source.in_channels,
             source.out_channels,
             count,
             source.stride,
-            padding,
+            source.padding,
             sizes,
             source.groups,
             source.bias is not None,
             source.padding_mode,
             version,
-            same_window=window if padding == "same" else None,
+            kernel_size=source.kernel_size,
+            dilation=source.dilation,
             device="meta",
             dtype=source.weight.dtype,
         )
@@ -256,15 +242,16 @@ class _DclsNd(ConvLayer):
             self.bias,
             self.stride,
             self.padding,
-            self.kernel_size,
+            self.dilated_kernel_size,
             self.groups,
             self.padding_mode,
             self.version,
-            self.same_window,
+            self.window,
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, kernel_count={self.kernel_count}, version={self.version!r}"
+        sizes = f"kernel_count={self.kernel_count}, dilated_kernel_size={self.dilated_kernel_size}"
+        return f"{super().extra_repr()}, {sizes}, version={self.version!r}"
 
 
 class Dcls1d(_DclsNd):  # noqa: D101
@@ -283,6 +270,19 @@ class Dcls3d(_DclsNd):  # noqa: D101
     __doc__ = _DclsNd.__doc__
 
     dims = 3
+
+
+def _unfit_sizes(sizes: tuple[int, ...], window: tuple[int, ...]) -> str | None:
+    """Why a grid of these sizes cannot extend a window evenly, or None if it can."""
+    for size, extent in zip(sizes, window, strict=True):
+        if size < extent:
+            return f"dilated_kernel_size {size} is smaller than the {extent} pixels that the kernel spans"
+        if (size - extent) % 2:
+            return (
+                f"dilated_kernel_size {size} has not the parity of the {extent} pixels that the kernel spans, so "
+                f"its centre would move: use {size - 1} or {size + 1}"
+            )
+    return None
 
 
 def default_dilated_kernel_size(kernel_size: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:

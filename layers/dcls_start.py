@@ -78,7 +78,7 @@ def _random_positions(values: Tensor, count: int, sizes: tuple[int, ...], genera
         if values.is_meta:
             drawn.append(values.new_empty(shape))
         else:
-            uniform = torch.rand(shape, generator=generator, dtype=values.dtype)
+            uniform = torch.rand(shape, generator=generator, dtype=values.dtype, device="cpu")
             drawn.append((low + (high - low) * uniform).to(values.device))
     return torch.stack(drawn)
 

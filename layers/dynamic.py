@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Self
 
 import torch
@@ -102,11 +103,11 @@ class _DynamicConvNd(ConvLayer):
             conv: the convolution; weights are copied.
             generator: a CPU generator for the ``d_k`` and the attention; the global one by default.
             kernels, reduction, temperature: as in the constructor.
-            noise: standard deviation of ``d_k`` relative to the root mean square of ``W``.
+            noise: standard deviation of ``d_k`` relative to the root mean square of ``W``, at most 1.
         """
         source = cls._check_conv(conv)
-        if not noise > 0:
-            raise ValueError(f"noise must be positive, or the kernels never differ, got {noise}")
+        if not 0 < noise <= 1:  # beyond, the sum of the kernels would lose the digits of the conv's own
+            raise ValueError(f"noise must be above 0 and at most 1, got {noise}")
         layer = cls(
             source.in_channels,
             source.out_channels,
@@ -177,7 +178,7 @@ def _check_options(kernels: int, reduction: int, temperature: float) -> None:
         raise ValueError(f"kernels must be at least 2, got {kernels}")
     if reduction < 1:
         raise ValueError(f"reduction must be at least 1, got {reduction}")
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive, got {temperature}")
 
 

@@ -70,7 +70,7 @@ def test_a_subclass_with_tensors_of_its_own_is_unknown() -> None:
             super().__init__(3, 3, 3)
             self.scale = nn.Parameter(torch.ones(1))
 
-    assert "is a subclass of Conv2d" in str(unknown_class_reason(Scaled()))
+    assert "more than a weight and a bias, which a new layer would lose: scale" in str(unknown_class_reason(Scaled()))
 
 
 def test_whole_model_with_same_padding() -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -25,6 +29,7 @@ class Options:
     word: str = "a"
     sizes: int | tuple[int, ...] | None = None
     order: Literal["first", "last"] = "first"
+    dims: Literal[1, 2] = 1
     start: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +67,16 @@ class Example(Target):
         ("sizes", (3, 5), (3, 5)),
         ("sizes", None, None),
         ("order", "last", "last"),
+        ("dims", 2, 2),
+        ("count", np.int64(3), 3),
+        ("count", np.uint8(3), 3),
+        ("count", torch.tensor(3), 3),
+        ("rate", np.int32(2), 2.0),
+        ("rate", np.float32(0.25), 0.25),
+        ("rate", np.float64(0.25), 0.25),
+        ("rate", Fraction(1, 4), 0.25),
+        ("sizes", np.int64(3), 3),
+        ("dims", np.int64(2), 2),
         ("start", torch.zeros_like, torch.zeros_like),
     ],
 )
@@ -78,14 +93,28 @@ def test_values_that_fit(name: str, given_value: object, value: object) -> None:
         ("count", True, "a whole number"),
         ("count", "3", "a whole number"),
         ("count", None, "a whole number"),
-        ("rate", False, "a number"),
-        ("rate", "fast", "a number"),
+        ("count", np.True_, "a whole number"),
+        ("count", torch.tensor(True), "a whole number"),
+        ("count", torch.tensor([3, 5]), "a whole number"),
+        ("count", np.float64(3), "a whole number"),
+        ("rate", False, "a finite number"),
+        ("rate", np.False_, "a finite number"),
+        ("rate", "fast", "a finite number"),
+        ("rate", math.nan, "a finite number"),
+        ("rate", math.inf, "a finite number"),
+        ("rate", np.float32("-inf"), "a finite number"),
+        ("rate", 10**400, "a finite number"),
         ("flag", 1, "true or false"),
         ("word", 3, "str"),
         ("sizes", [3, "a"], "a whole number or several of int or None"),
         ("sizes", "35", "a whole number or several of int or None"),
+        ("sizes", b"35", "a whole number or several of int or None"),
+        ("sizes", [True], "a whole number or several of int or None"),
         ("sizes", 2.5, "a whole number or several of int or None"),
         ("order", "middle", "'first' or 'last'"),
+        ("order", ["first"], "'first' or 'last'"),
+        ("dims", 3, "1 or 2"),
+        ("dims", True, "1 or 2"),
         ("start", 3, "or None"),
     ],
 )
@@ -111,6 +140,18 @@ def test_as_json_values() -> None:
     made = options_to_dict(make_options(Example(), {"sizes": [3, 5]}))
     assert made["sizes"] == [3, 5]
     assert make_options(Example(), made) == make_options(Example(), {"sizes": (3, 5)})
+
+
+def test_numbers_of_other_libraries_as_json_values() -> None:
+    given_values = {"count": np.int64(3), "rate": np.float32(0.5), "sizes": [np.int64(3), torch.tensor(5)]}
+    written = json.dumps(options_to_dict(make_options(Example(), given_values)))
+    assert {name: json.loads(written)[name] for name in given_values} == {"count": 3, "rate": 0.5, "sizes": [3, 5]}
+
+
+@pytest.mark.parametrize("text", ["rate=NaN", "rate=Infinity", "rate=-Infinity", "rate=1e999"])
+def test_assignments_of_numbers_that_are_not_finite(text: str) -> None:
+    with pytest.raises(OptionError, match="option 'rate' of target 'example' must be a finite number"):
+        make_options(Example(), dict([parse_assignment(text)]))
 
 
 @pytest.mark.parametrize(

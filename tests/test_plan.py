@@ -61,7 +61,7 @@ def test_unknown_names_come_with_the_nearest() -> None:
         ("dynamic", {"kernels": 1}, "kernels must be at least 2, got 1"),
         ("dynamic", {"kernels": "four"}, "'kernels' of target 'dynamic' must be a whole number, got 'four'"),
         ("dynamic", {"kernels": True}, "must be a whole number, got True"),
-        ("dynamic", {"noise": 0}, "noise must be positive"),
+        ("dynamic", {"noise": 0}, "noise must be above 0"),
         ("dynamic", {"temperature": -1.0}, "temperature must be positive"),
         ("dynamic", {"reduction": 0}, "reduction must be at least 1"),
         ("dcls", {"version": "v9"}, "must be 'v1' or 'gauss', got 'v9'"),

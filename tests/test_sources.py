@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,18 @@ def test_names(text: str, source: Source) -> None:
 def test_names_of_no_form(text: str) -> None:
     with pytest.raises(UnknownNameError, match=r"write torchvision:<name>, timm:<name> or module.path:factory"):
         parse_source(text)
+
+
+@pytest.mark.parametrize("given", [5, None, b"timm:resnet18", ["timm:resnet18"], nn.Identity()])
+def test_names_that_are_no_text(given: Any) -> None:
+    for take in (parse_source, build_model):
+        with pytest.raises(UnknownNameError, match=r"names no model: write torchvision:<name>"):
+            take(given)
+
+
+def test_arguments_that_are_no_dict() -> None:
+    with pytest.raises(OptionError, match=r"the arguments of timm:resnet18 must be a dict, got \[3\]"):
+        parse_source("timm:resnet18", [3])  # type: ignore[arg-type]
 
 
 def test_there_and_back() -> None:
@@ -95,12 +108,48 @@ def test_own_factories_may_have_arguments_of_any_name() -> None:
         ("timm:test_resnet.nonsense", {}, ModelError, "cannot be built"),
         ("tests.models:as_if_trained", {"model": 3}, ModelError, "cannot be built"),
         ("builtins:dict", {}, ModelError, "builtins:dict gives a dict, not a torch.nn.Module"),
-        ("tests.models:__name__", {}, UnknownNameError, "has no function '__name__'"),
+        ("tests.models:__name__", {}, UnknownNameError, "tests.models:__name__ is a str, not a function that gives"),
+        ("math:pi", {}, UnknownNameError, "math:pi is a float, not a function"),
+        ("sys:maxsize", {}, UnknownNameError, "sys:maxsize is an int, not a function"),
+        ("tests:models", {}, UnknownNameError, "tests:models is a module, not a function"),
     ],
 )
 def test_models_that_cannot_be_built(model: str, args: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build(model, **args)
+
+
+def in_a_module(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> str:
+    """The name of a new module that has this code."""
+    name = f"module_{abs(hash(code))}"
+    (folder / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    return name
+
+
+@pytest.mark.parametrize("left", ["sys.exit(3)", "sys.exit('no data')", "raise SystemExit"])
+def test_modules_and_factories_that_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    name = in_a_module(monkeypatch, tmp_path, f"import sys\n{left}")
+    with pytest.raises(ModelError, match=rf"the module '{name}' cannot be imported \(SystemExit: "):
+        build(f"{name}:net")
+    name = in_a_module(monkeypatch, tmp_path, f"import sys\ndef net():\n    {left}")
+    with pytest.raises(ModelError, match=rf"{name}:net cannot be built \(SystemExit: "):
+        build(f"{name}:net")
+
+
+def test_model_instead_of_its_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = in_a_module(monkeypatch, tmp_path, "from torch import nn\nnet = nn.Identity()\nnothing = None")
+    with pytest.raises(UnknownNameError, match=f"{name}:net is an Identity, not a function"):
+        build(f"{name}:net")
+    with pytest.raises(UnknownNameError, match=f"{name}:nothing is a NoneType, not a function"):
+        build(f"{name}:nothing")
+
+
+def test_only_functions_are_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = in_a_module(monkeypatch, tmp_path, "def network(): ...\nnetworks = []")
+    with pytest.raises(UnknownNameError) as told:
+        build(f"{name}:networkz")
+    assert str(told.value) == f"the module '{name}' has no function 'networkz'. Did you mean 'network'?"
 
 
 def test_inference() -> None:

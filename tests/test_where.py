@@ -74,6 +74,13 @@ def test_any_name_of_a_shared_convolution_will_do() -> None:
         (lambda site: False, "the where function chose none of the 6 convolutions"),
         ([3], "where takes strings and functions of a ConvSite, got 3"),
         ("", "'' matches none of the 6 convolutions"),
+        (
+            None,
+            "where takes a glob on names, re:…, !… to exclude, a function of a ConvSite, or a list of these; got None",
+        ),
+        (5, "got 5 (for all convolutions leave it out, or write '*')"),
+        (b"x", "got b'x'"),
+        ([b"x"], "where takes strings and functions of a ConvSite, got b'x'"),
     ],
 )
 def test_what_chooses_nothing(where: Any, message: str) -> None:

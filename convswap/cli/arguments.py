@@ -14,6 +14,7 @@ from ..errors import OptionError
 from ..files import is_converted_file, load, read_info
 from ..options import parse_assignment
 from ..sources import Source, build_model, parse_source
+from .errors import UsageError
 
 
 def add_rule(parser: argparse.ArgumentParser) -> None:
@@ -57,15 +58,22 @@ def assignments(texts: list[str]) -> dict[str, Any]:
     """``NAME=VALUE`` texts as a dict.
 
     Raises:
-        OptionError: if a text has no ``=`` or a name comes twice.
+        UsageError: if a text has no ``=`` or a name comes twice.
     """
     values: dict[str, Any] = {}
     for text in texts:
-        name, value = parse_assignment(text)
+        name, value = _assignment(text)
         if name in values:
-            raise OptionError(f"{name} is given twice")
+            raise UsageError(f"{name} is given twice")
         values[name] = value
     return values
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    try:
+        return parse_assignment(text)
+    except OptionError as error:
+        raise UsageError(str(error)) from error
 
 
 def rule(parsed: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
@@ -77,12 +85,12 @@ def example_inputs(parsed: argparse.Namespace) -> tuple[int, ...] | None:
     """The shape given by ``--input-size``.
 
     Raises:
-        OptionError: if a number is not positive.
+        UsageError: if a number is not positive.
     """
     if parsed.input_size is None:
         return None
     if min(parsed.input_size) < 1:
-        raise OptionError(f"--input-size must be positive numbers, got {parsed.input_size}")
+        raise UsageError(f"--input-size must be positive numbers, got {parsed.input_size}")
     return tuple(parsed.input_size)
 
 
@@ -90,7 +98,7 @@ def load_model(path: Path, name: str | None, model_args: Mapping[str, Any]) -> t
     """The model of a checkpoint or of a converted file, and where its architecture comes from.
 
     Raises:
-        OptionError: if a checkpoint comes without the name of its architecture.
+        UsageError: if a checkpoint comes without the name of its architecture.
         FileError: if the file cannot be read or does not fit.
     """
     if is_converted_file(path):
@@ -101,9 +109,7 @@ def load_model(path: Path, name: str | None, model_args: Mapping[str, Any]) -> t
         return load(path, model=build_model(source)), source
     state = read_state_dict(path)
     if name is None:
-        raise OptionError(
-            f"{path} does not say what architecture it is for: name it, e.g. --model torchvision:resnet50"
-        )
+        raise UsageError(f"{path} does not say what architecture it is for: name it, e.g. --model torchvision:resnet50")
     source = parse_source(name, model_args)
     model = build_model(source)
     load_into(model, state, path)

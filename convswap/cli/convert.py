@@ -8,12 +8,12 @@ from typing import Any
 
 from ..atomic import check_writable, write_text
 from ..convert import convert
-from ..errors import OptionError
 from ..files import save
 from ..inputs import default_input_shape
 from ..report import Report, report
 from . import arguments
-from .output import console, print_error, print_json, progress
+from .errors import UsageError
+from .output import print_error, print_json, progress, show
 
 EXAMPLE = (
     "convswap convert resnet50.pth --model torchvision:resnet50 --to dynamic --out dy.safetensors --report dy.html"
@@ -46,11 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command."""
-    _check_outputs(parsed)
+    _check_usage(parsed)
     to, where, options = arguments.rule(parsed)
     inputs = arguments.example_inputs(parsed)
+    model_args = arguments.assignments(parsed.model_arg)
+    _check_outputs(parsed)
     with progress(f"reading {parsed.checkpoint}"):
-        model_args = arguments.assignments(parsed.model_arg)
         model, source = arguments.load_model(parsed.checkpoint, parsed.model, model_args)
     with progress(f"converting to {to}"):
         verify = _verify_inputs(parsed, model, inputs)
@@ -63,22 +64,25 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print_json(made.to_dict())
     else:
-        console().print(made)
-        console().print(f"written to {parsed.out}", markup=False, highlight=False)
+        show(made)
+        show(f"written to {parsed.out}")
     return 0
+
+
+def _check_usage(parsed: argparse.Namespace) -> None:
+    if parsed.no_verify and parsed.verify is not None:
+        raise UsageError("--verify and --no-verify exclude each other")
+    if parsed.out.suffix != ".safetensors":
+        raise UsageError(f"--out must be a .safetensors file, got {parsed.out}")
+    if parsed.report is not None and parsed.report.suffix not in REPORT_FORMS:
+        raise UsageError(f"--report must end in {', '.join(REPORT_FORMS)}, got {parsed.report}")
 
 
 def _check_outputs(parsed: argparse.Namespace) -> None:
     """Find out before any work what would stop its result from being written."""
-    if parsed.no_verify and parsed.verify is not None:
-        raise OptionError("--verify and --no-verify exclude each other")
-    if parsed.out.suffix != ".safetensors":
-        raise OptionError(f"--out must be a .safetensors file, got {parsed.out}")
-    check_writable(parsed.out, parsed.force)
-    if parsed.report is not None:
-        if parsed.report.suffix not in REPORT_FORMS:
-            raise OptionError(f"--report must end in {', '.join(REPORT_FORMS)}, got {parsed.report}")
-        check_writable(parsed.report, parsed.force)
+    for path in (parsed.out, parsed.report):
+        if path is not None:
+            check_writable(path, parsed.force)
 
 
 def _verify_inputs(parsed: argparse.Namespace, model: Any, inputs: tuple[int, ...] | None) -> Any:

@@ -6,7 +6,7 @@ import argparse
 
 from ..diff import diff
 from . import arguments
-from .output import console, print_json, progress
+from .output import print_json, progress, show
 
 EXAMPLE = "convswap diff resnet50.pth dy.safetensors"
 
@@ -25,5 +25,5 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print_json(found.to_dict())
     else:
-        console().print(found)
+        show(found)
     return 0

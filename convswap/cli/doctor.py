@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ..doctor import diagnose
 from . import arguments
-from .output import console, print_json, progress
+from .output import print_json, progress, show
 
 EXAMPLE = "convswap doctor --json"
 
@@ -37,5 +37,5 @@ def run(parsed: argparse.Namespace) -> int:
         table.add_row("targets", Text(", ".join(found.targets)))
         for name, reason in found.broken_targets.items():
             table.add_row("broken target", Text(f"{name}: {reason}", style="red"))
-        console().print(table)
+        show(table)
     return 1 if found.broken_targets else 0

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from ..errors import ConvswapError
 from . import convert, diff, doctor, plan, report, targets
-from .output import print_error
+from .errors import OutputError, UsageError
+from .output import discard_output, flush, print_error
 
 COMMANDS = (plan, convert, diff, report, targets, doctor)
 
@@ -24,23 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if the job was done, 1 if it could not be (with a message), 2 for a command line that is wrong.
     """
-    parser = make_parser()
-    parsed = parser.parse_args(arguments)
-    if "" not in sys.path:  # the current folder, for module.path:factory; last, so that nothing there hides a package
-        sys.path.append("")
-    # The root logger of timm and warnings of model code are not for the people who read our output.
-    warnings.simplefilter("ignore")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail
+    if sys.stderr is None:  # closed by whoever started us
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
-        code: int = parsed.run(parsed)
-        sys.stdout.flush()
-        return code
+        return _run(arguments)
     except ConvswapError as error:
         print_error(str(error))
+        if isinstance(error, OutputError):
+            discard_output()
+        return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:  # whoever read our output has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
     except KeyboardInterrupt:
         print_error("interrupted")
         return 130
@@ -54,6 +49,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "Setting CONVSWAP_TRACEBACK=1 shows where it comes from; please report it."
         )
     return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parsed = _parse(arguments)
+    if sys.stdout is None:
+        raise OutputError("the output could not be written: standard output is closed")
+    if "" not in sys.path:  # the current folder, for module.path:factory; last, so that nothing there hides a package
+        sys.path.append("")
+    # The root logger of timm and warnings of model code are not for the people who read our output.
+    warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail
+    code: int = parsed.run(parsed)
+    return code
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return make_parser().parse_args(arguments)
+    finally:  # the help that argparse prints before it exits
+        if sys.stdout is not None:
+            flush()
 
 
 def make_parser() -> argparse.ArgumentParser:

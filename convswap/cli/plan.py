@@ -8,7 +8,7 @@ from ..plan import plan
 from ..report import report
 from ..sources import build_model, parse_source
 from . import arguments
-from .output import console, print_json, progress
+from .output import print_json, progress, show
 
 EXAMPLE = 'convswap plan timm:convnext_tiny --to dcls --where "stages.2.*" --option kernel_count=34'
 
@@ -32,5 +32,5 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print_json(made.to_dict())
     else:
-        console().print(made)
+        show(made)
     return 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..files import read_info
 from . import arguments
-from .output import console, print_json
+from .output import print_json, show, write
 
 EXAMPLE = "convswap report dy.safetensors --markdown"
 
@@ -28,11 +27,11 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print_json(info.report.to_dict())
     elif parsed.markdown:
-        sys.stdout.write(info.report.to_markdown())
+        write(info.report.to_markdown())
     elif parsed.html:
-        sys.stdout.write(info.report.to_html())
+        write(info.report.to_html())
     else:
         source = f"architecture {info.source}" if info.source else "architecture not named"
-        console().print(source, markup=False, highlight=False)
-        console().print(info.report)
+        show(source)
+        show(info.report)
     return 0

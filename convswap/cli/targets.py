@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..targets import Target, all_targets
 from . import arguments
-from .output import console, print_json
+from .output import print_json, show
 
 EXAMPLE = "convswap targets"
 
@@ -33,7 +33,7 @@ def run(parsed: argparse.Namespace) -> int:
     for name, target in targets.items():
         options = ", ".join(f"{option}={default}" for option, default in _options(target).items())
         table.add_row(Text(name, style="bold"), Text(target.summary), Text(options))
-    console().print(table)
+    show(table)
     return 0
 
 

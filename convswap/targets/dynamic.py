@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class DynamicOptions:
         kernels: K, kernels that the attention chooses from, at least 2.
         reduction: the attention has ``max(4, in_channels // reduction)`` hidden units.
         temperature: divisor of the attention's logits.
-        noise: how much the kernels differ at the start, relative to the conv's root mean square.
+        noise: how much the kernels differ at the start, relative to the conv's root mean square, at most 1.
         convert_first: convert the network's first convolution too, which the paper leaves alone.
     """
 
@@ -39,10 +40,10 @@ class DynamicOptions:
             raise ValueError(f"kernels must be at least 2, got {self.kernels}")
         if self.reduction < 1:
             raise ValueError(f"reduction must be at least 1, got {self.reduction}")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
-        if not self.noise > 0:
-            raise ValueError(f"noise must be positive, or the kernels never differ, got {self.noise}")
+        if not 0 < self.noise <= 1:
+            raise ValueError(f"noise must be above 0 and at most 1, got {self.noise}")
 
 
 class Dynamic(Target):

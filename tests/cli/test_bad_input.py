@@ -1,4 +1,7 @@
-"""Whatever is wrong with the input: a message that says so, exit code 1, nothing written, nothing changed."""
+"""Whatever is wrong with the input: a message that says so, nothing written, nothing changed, and an exit code.
+
+The code is 1, or 2 where the command line is wrong in itself.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,7 @@ def test_checkpoint_of_another_width(cli: Cli, tmp_path: Path, out: Path, checkp
 
 
 def test_checkpoint_without_the_name_of_its_architecture(cli: Cli, tmp_path: Path, out: Path, checkpoint: Path) -> None:
-    message = refused(cli, tmp_path, "convert", checkpoint, "--to", "dynamic", "--out", out)
+    message = refused(cli, tmp_path, "convert", checkpoint, "--to", "dynamic", "--out", out, code=2)
     assert "does not say what architecture it is for: name it, e.g. --model torchvision:resnet50" in message
 
 
@@ -210,13 +213,20 @@ def test_module_that_fails_at_import(cli: Cli, tmp_path: Path, monkeypatch: pyte
     assert "the module 'broken_models' cannot be imported (KeyError: 'left out')" in message
 
 
+@pytest.mark.parametrize("code", ["import sys; sys.exit(3)", "import sys\ndef net(): sys.exit(3)"])
+def test_source_that_exits(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    (tmp_path / "exiting_models.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refused(cli, tmp_path / "nothing", "plan", "exiting_models:net", "--to", "dynamic")
+    monkeypatch.delitem(sys.modules, "exiting_models", raising=False)
+    assert "(SystemExit: 3)" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--model-arg", "chanels=4"), "tests.models:TwoConvs does not take these arguments"),
         (("--model-arg", "channels=-1"), "tests.models:TwoConvs cannot be built"),
-        (("--model-arg", "channels"), "expected name=value, got 'channels'"),
-        (("--model-arg", "channels=4", "--model-arg", "channels=8"), "channels is given twice"),
     ],
 )
 def test_wrong_model_argument(
@@ -248,8 +258,6 @@ def test_unknown_target(cli: Cli, tmp_path: Path, out: Path, checkpoint: Path) -
         ("convert_first=1", "option 'convert_first' of target 'dynamic' must be true or false, got 1"),
         ("kernels=1", "target 'dynamic': kernels must be at least 2, got 1"),
         ("temperature=0", "target 'dynamic': temperature must be positive, got 0.0"),
-        ("kernels", "expected name=value, got 'kernels'"),
-        ("=4", "expected name=value, got '=4'"),
         (f"kernels={10**17}", "conv2 cannot be converted to dynamic"),
     ],
 )
@@ -257,9 +265,23 @@ def test_wrong_option(cli: Cli, tmp_path: Path, out: Path, checkpoint: Path, opt
     assert message in refused(cli, tmp_path, *convert_arguments(checkpoint, out, "--option", option))
 
 
-def test_option_given_twice(cli: Cli, tmp_path: Path, out: Path, checkpoint: Path) -> None:
-    twice = ("--option", "kernels=2", "--option", "kernels=3")
-    assert "kernels is given twice" in refused(cli, tmp_path, *convert_arguments(checkpoint, out, *twice))
+@pytest.mark.parametrize("flag", ["--option", "--model-arg"])
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["channels"], "expected name=value, got 'channels'"),
+        (["=4"], "expected name=value, got '=4'"),
+        (["channels=4", "channels=8"], "channels is given twice"),
+        (["some-channels=4", "some_channels=4"], "some_channels is given twice"),
+    ],
+)
+def test_assignments_that_are_none(
+    cli: Cli, tmp_path: Path, out: Path, flag: str, texts: list[str], message: str
+) -> None:
+    arguments = [word for text in texts for word in (flag, text)]
+    assert message in refused(cli, tmp_path, "plan", NET, "--to", "dynamic", *arguments, code=2)
+    gone = tmp_path / "gone.pth"  # not looked at before the command line is right
+    assert message in refused(cli, tmp_path, *convert_arguments(gone, out, *arguments), code=2)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +334,9 @@ def test_input_size_that_is_not_positive(
     cli: Cli, tmp_path: Path, out: Path, checkpoint: Path, size: tuple[str, ...]
 ) -> None:
     arguments = ("convert", checkpoint, "--model", NET, "--to", "dynamic", "--out", out, "--input-size", *size)
-    assert "--input-size must be positive numbers" in refused(cli, tmp_path, *arguments)
+    assert "--input-size must be positive numbers" in refused(cli, tmp_path, *arguments, code=2)
+    arguments = ("plan", NET, "--to", "dynamic", "--input-size", *size)
+    assert "--input-size must be positive numbers" in refused(cli, tmp_path, *arguments, code=2)
 
 
 def test_input_that_does_not_fit_the_model(cli: Cli, tmp_path: Path, out: Path, checkpoint: Path) -> None:
@@ -347,7 +371,7 @@ def test_unreadable_input_to_verify_on(
 
 def test_verify_and_no_verify(cli: Cli, tmp_path: Path, out: Path, checkpoint: Path) -> None:
     arguments = convert_arguments(checkpoint, out, "--verify", "photo.jpg")
-    assert "--verify and --no-verify exclude each other" in refused(cli, tmp_path, *arguments)
+    assert "--verify and --no-verify exclude each other" in refused(cli, tmp_path, *arguments, code=2)
 
 
 # Outputs ----------------------------------------------------------------------------------------------------------
@@ -392,13 +416,13 @@ def test_output_that_is_a_folder(cli: Cli, tmp_path: Path, checkpoint: Path) -> 
 
 @pytest.mark.parametrize("name", ["out.pth", "out", "out.safetensors.gz"])
 def test_output_that_is_no_safetensors_file(cli: Cli, tmp_path: Path, checkpoint: Path, name: str) -> None:
-    message = refused(cli, tmp_path, *convert_arguments(checkpoint, tmp_path / name))
+    message = refused(cli, tmp_path, *convert_arguments(checkpoint, tmp_path / name), code=2)
     assert "--out must be a .safetensors file, got" in message
 
 
 @pytest.mark.parametrize("name", ["report.pdf", "report"])
 def test_report_of_unknown_form(cli: Cli, tmp_path: Path, out: Path, checkpoint: Path, name: str) -> None:
-    message = refused(cli, tmp_path, *convert_arguments(checkpoint, out, "--report", tmp_path / name))
+    message = refused(cli, tmp_path, *convert_arguments(checkpoint, out, "--report", tmp_path / name), code=2)
     assert "--report must end in .html, .md, .json, .txt, got" in message
 
 

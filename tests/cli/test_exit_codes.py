@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import pytest
 
 import convswap
 from convswap.cli.main import COMMANDS, make_parser
+from convswap.cli.output import print_json
 
 from .helpers import NET, Cli
 
@@ -160,3 +162,46 @@ def test_reader_that_has_read_enough(converted: Path) -> None:
     finally:
         os.close(writing)
     assert done.stderr == ""
+
+
+def through_a_shell(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = shlex.join([sys.executable, "-m", "convswap", *arguments])
+    return subprocess.run(
+        ["sh", "-c", f"{command} {redirection}"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""},
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("arguments", [("targets",), ("targets", "--json"), ("--help",)])
+def test_output_that_cannot_be_written(arguments: tuple[str, ...]) -> None:
+    done = through_a_shell("> /dev/full", *arguments)
+    assert done.returncode == 1
+    assert done.stderr == "convswap: the output could not be written: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="streams are closed in another way")
+def test_closed_output() -> None:
+    done = through_a_shell(">&-", "targets")
+    assert done.returncode == 1
+    assert done.stderr == "convswap: the output could not be written: standard output is closed\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="streams are closed in another way")
+@pytest.mark.parametrize(("target", "code"), [("dynamic", 0), ("dinamic", 1)])
+def test_closed_error_stream(target: str, code: int) -> None:
+    assert through_a_shell("2>&-", "plan", NET, "--to", target).returncode == code
+
+
+def test_json_has_no_numbers_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": float("nan"), "b": [1.5, (float("inf"), 2)], "c": {"d": float("-inf"), "e": True, "f": "NaN"}})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [1.5, [None, 2]],
+        "c": {"d": None, "e": True, "f": "NaN"},
+    }

@@ -36,8 +36,11 @@ def convertible(g):
 def test_kernel_is_the_convolution_s_on_a_larger_grid(g):
     conv, layer_class = convertible(g)
     layer = layer_class.from_conv(conv)
-    assert relative_error(layer.construct_kernel(), spread_out(conv.weight, g.dilation, layer.kernel_size)) < 1e-12
-    assert layer.dilation == (1,) * g.dims
+    assert (
+        relative_error(layer.construct_kernel(), spread_out(conv.weight, g.dilation, layer.dilated_kernel_size)) < 1e-12
+    )
+    assert (layer.kernel_size, layer.dilation) == (conv.kernel_size, conv.dilation)
+    assert (layer.stride, layer.padding) == (conv.stride, conv.padding)
 
 
 @few_examples
@@ -49,7 +52,7 @@ def test_any_grid_of_the_right_parity_is_exact(g, first, last):
     sizes[0] += 2 * first
     sizes[-1] += 2 * last
     layer = layer_class.from_conv(conv, dilated_kernel_size=sizes)
-    assert layer.kernel_size == tuple(sizes)
+    assert layer.dilated_kernel_size == tuple(sizes)
     assert relative_error(layer(g.input()), plain_conv(g.input(), conv.weight, conv.bias, g)) < 1e-10
 
 
@@ -58,8 +61,8 @@ def test_any_grid_of_the_right_parity_is_exact(g, first, last):
 def test_gaussians_fit_better_than_with_the_taps_own_weights(g):
     conv, layer_class = convertible(g)
     layer = layer_class.from_conv(conv, version="gauss")
-    wanted = spread_out(conv.weight, g.dilation, layer.kernel_size)
-    unsolved = construct_kernel(conv.weight.flatten(2), layer.P, layer.SIG, layer.kernel_size, "gauss")
+    wanted = spread_out(conv.weight, g.dilation, layer.dilated_kernel_size)
+    unsolved = construct_kernel(conv.weight.flatten(2), layer.P, layer.SIG, layer.dilated_kernel_size, "gauss")
     error, unsolved_error = (layer.construct_kernel() - wanted).norm(), (unsolved - wanted).norm()
     assert error <= unsolved_error * (1 + 1e-9)
     assert error < 0.01 * wanted.norm()
@@ -82,7 +85,7 @@ def test_fewer_elements_keep_the_largest_taps(version):
     magnitudes = conv.weight.abs().flatten(2)
     threshold = magnitudes.sort(2, descending=True).values[..., 1:2]
     kept = torch.where(magnitudes >= threshold, conv.weight.flatten(2), 0.0).view_as(conv.weight)
-    wanted = spread_out(kept, (2, 2), layer.kernel_size)
+    wanted = spread_out(kept, (2, 2), layer.dilated_kernel_size)
     assert layer.weight.shape == (3, 2, 2)
     assert relative_error(layer.construct_kernel(), wanted) < (1e-12 if version == "v1" else 0.01)
 
@@ -95,7 +98,7 @@ def test_further_elements_start_without_weight_somewhere_on_the_grid(version):
     assert relative_error(more.construct_kernel(), few.construct_kernel()) < 1e-12
     assert not more.weight[..., 3:].any()
     x, y = more.P[:, ..., 3:]
-    assert more.kernel_size == (7, 1)
+    assert more.dilated_kernel_size == (7, 1)
     assert not x.any()
     assert -3 <= y.min() < -2
     assert 2 < y.max() <= 3

@@ -72,7 +72,7 @@ def test_hidden_width(in_channels, reduction, hidden):
 
 
 @few_examples
-@given(geometries(dims=2), st.integers(2, 6), st.floats(0.01, 2))
+@given(geometries(dims=2), st.integers(2, 6), st.floats(0.01, 1))
 def test_kernels_scatter_around_the_convolution_s(g, kernels, noise):
     conv = g.conv()
     layer = DynamicConv2d.from_conv(conv, generator=g.generator(), kernels=kernels, noise=noise)

@@ -1,0 +1,63 @@
+"""Putting modules in the places of others, wherever a model refers to them."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from typing import Any
+
+from torch import nn
+
+from .errors import ModelError
+
+
+def put_in_place(model: nn.Module, layers: dict[int, nn.Module]) -> None:
+    """Put ``layers`` in place of modules of ``model`` itself, given by their identities.
+
+    Registered modules are replaced, and references to them in attributes, also from within containers and partials.
+
+    Raises:
+        ModelError: if the model is itself to be replaced.
+    """
+    if id(model) in layers:
+        raise ModelError("the model is itself a convolution and cannot replace itself: use new = convert(model, ...)")
+    seen: set[int] = set()
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if id(child) in layers:
+                module._modules[name] = layers[id(child)]
+        for name, value in module.__dict__.items():
+            if name not in _MODULE_STATE:
+                module.__dict__[name] = _replace_inside(value, layers, seen)
+
+
+_MODULE_STATE = frozenset(nn.Module().__dict__)
+
+
+def _replace_inside(value: Any, layers: dict[int, nn.Module], seen: set[int]) -> Any:
+    """``value``, or what takes its place, with the modules replaced that it refers to."""
+    if id(value) in layers:
+        return layers[id(value)]
+    if isinstance(value, tuple):
+        items = [_replace_inside(item, layers, seen) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, functools.partial):
+        args = tuple(_replace_inside(item, layers, seen) for item in value.args)
+        keywords = {key: _replace_inside(item, layers, seen) for key, item in value.keywords.items()}
+        return functools.partial(_replace_inside(value.func, layers, seen), *args, **keywords)
+    if id(value) in seen or not isinstance(value, list | dict | set | deque):
+        return value
+    seen.add(id(value))
+    if isinstance(value, dict):
+        for key, item in list(value.items()):
+            value[key] = _replace_inside(item, layers, seen)
+    elif isinstance(value, set):
+        for item in [item for item in value if id(item) in layers]:
+            value.remove(item)
+            value.add(layers[id(item)])
+    else:
+        for index, item in enumerate(list(value)):
+            value[index] = _replace_inside(item, layers, seen)
+    return value
