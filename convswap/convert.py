@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from .carried_report import attach_report, earlier_report
 from .errors import ConvswapError, did_you_mean
 from .inputs import ExampleInputs
 from .options import make_options
 from .plan import Decision, Plan, Step, Swap, keep_reason, make_steps, plan
 from .recipe import Recipe, make_recipe
 from .replacing import put_in_place
-from .report import attach_report, describe_geometry, earlier_report, make_report
+from .report import describe_geometry, make_report
 from .rewrite import build_layers, copy_with
 from .sites import Trace
 from .targets import get_target

@@ -12,10 +12,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from .carried_report import earlier_report
 from .checkpoint import read_state_dict
 from .errors import UnknownNameError
 from .files import is_converted_file, read_info, read_tensors
-from .report import Report, earlier_report
+from .report import Report
 from .sources import build_model, parse_source
 
 Comparable: TypeAlias = "nn.Module | Mapping[str, Tensor] | str | Path"

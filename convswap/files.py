@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from .atomic import write_atomically
+from .carried_report import attach_report
 from .checkpoint import match_precision, mismatches
 from .convert import recipe_steps
 from .errors import ConvswapError, FileError
 from .replacing import put_in_place
-from .report import Report, attach_report, report
+from .report import Report, report
 from .rewrite import build_layers
 from .sources import Source, build_model, builds_like, infer_source, parse_source
 

@@ -14,7 +14,6 @@ from torch import fx, nn
 
 from .conv_classes import CONVS
 from .layers import ConvLayer
-from .replacing import put_in_place
 
 
 @dataclass
@@ -39,42 +38,6 @@ def trace_regions(model: nn.Module) -> list[TracedRegion]:
     children are regions of their own. Both modes are traced, because some models run heads in training mode only.
     """
     return list(_trace_below("", model, _modules_with_convs(model)))
-
-
-def sites_asked_for_their_type(model: nn.Module, regions: list[TracedRegion]) -> set[str]:
-    """Names of convolutions in whose place another kind of module changes the path that the code takes.
-
-    ``model`` is a throwaway copy, like that which gave ``regions``.
-    """
-    convs = {
-        name: module for name, module in model.named_modules() if isinstance(module, CONVS) and module is not model
-    }
-    if _outlines(_trace_with(model, convs)) == _outlines(regions):
-        return set()
-    return {name for name, conv in convs.items() if _outlines(_trace_with(model, {name: conv})) != _outlines(regions)}
-
-
-def _trace_with(model: nn.Module, convs: dict[str, Any]) -> list[TracedRegion]:
-    """The regions of ``model`` with stand-ins for ``convs``, which are put back afterwards."""
-    stand_ins = {id(conv): _StandIn(conv) for conv in convs.values()}
-    put_in_place(model, dict(stand_ins))
-    try:
-        return trace_regions(model)
-    finally:
-        put_in_place(model, {id(stand_ins[id(conv)]): conv for conv in convs.values()})
-
-
-class _StandIn(ConvLayer):
-    """What the code around a convolution sees of a layer in its place: the geometry, but another class."""
-
-    def __init__(self, conv: Any) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update({name: value for name, value in conv.__dict__.items() if not name.startswith("_")})
-        self._parameters = conv._parameters
-
-
-def _outlines(regions: list[TracedRegion]) -> list[tuple[str, list[list[tuple[str, str]]], list[str]]]:
-    return [(r.name, [_outline(graph) for graph in r.graphs()], list(r.failures)) for r in regions]
 
 
 def is_leaf_kind(module: nn.Module) -> bool:
@@ -132,7 +95,7 @@ def _trace_region(name: str, module: nn.Module, holding: set[int]) -> TracedRegi
         return None
     if evaluation is None or training is None:
         return TracedRegion(name, evaluation or training, None, failures)  # type: ignore[arg-type]
-    return TracedRegion(name, evaluation, None if _outline(evaluation) == _outline(training) else training, failures)
+    return TracedRegion(name, evaluation, None if outline(evaluation) == outline(training) else training, failures)
 
 
 def _trace(root: nn.Module, holding: set[int], failures: dict[str, str]) -> fx.Graph | None:
@@ -237,7 +200,8 @@ class _ConvTracer(fx.Tracer):
                 del self._proxies[cached]
 
 
-def _outline(graph: fx.Graph) -> list[tuple[str, str]]:
+def outline(graph: fx.Graph) -> list[tuple[str, str]]:
+    """What the nodes of a graph do, in order: two traces of the same path have the same."""
     return [(node.op, str(node.target)) for node in graph.nodes]
 
 

@@ -22,7 +22,6 @@ from .targets.base import Fidelity
 from .verify import Verification
 
 REPORT_VERSION = 1
-_ATTRIBUTE = "_convswap_report"
 
 
 @dataclass(frozen=True)
@@ -196,6 +195,8 @@ def report(converted: nn.Module | Plan) -> Report:
     """
     if isinstance(converted, Plan):
         return make_report(converted, Recipe(()), None)
+    from .carried_report import earlier_report
+
     found = earlier_report(converted)
     if found is None:
         raise ConvswapError(f"this {type(converted).__name__} has not been converted: there is nothing to report")
@@ -221,53 +222,6 @@ def make_report(plan: Plan, recipe: Recipe, earlier: Report | None) -> Report:
         unknown_shapes=plan.trace.unknown_shapes,
         recipe=recipe,
         versions={"convswap": __version__, "torch": torch.__version__},
-    )
-
-
-def attach_report(model: nn.Module, made: Report) -> None:
-    """Let ``model`` carry its report; it is copied and pickled with it, and is no part of its state dict."""
-    model.__dict__[_ATTRIBUTE] = made
-
-
-def earlier_report(model: nn.Module) -> Report | None:
-    """What has been done to ``model`` and to its parts, with the names that they have in it."""
-    found: Report | None = None
-    for name, module in model.named_modules():
-        carried = module.__dict__.get(_ATTRIBUTE)
-        if not isinstance(carried, Report):
-            continue
-        own = _prefixed(carried, name)
-        if found is None:
-            found = own if not name else replace(own, model=type(model).__name__, parameters=_before(own, model))
-            continue
-        known_names = {step.name for step in found.swaps}
-        added = tuple(step for step in own.swaps if step.name not in known_names)
-        kept = tuple(step for step in found.steps if step.name not in {new.name for new in added})
-        recipe = tuple(step for step in own.recipe.steps if step.name not in known_names)
-        found = replace(found, steps=(*kept, *added), recipe=Recipe((*found.recipe.steps, *recipe)))
-    return found
-
-
-def _before(part: Report, model: nn.Module) -> int:
-    """Parameters of ``model`` before the conversion of a part of it."""
-    now = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
-    return now - part.total("after").parameters + part.total("before").parameters
-
-
-def _prefixed(made: Report, prefix: str) -> Report:
-    """The report of a part with the names that things have in the whole."""
-    if not prefix:
-        return made
-
-    def named(name: str) -> str:
-        return f"{prefix}.{name}" if name else prefix
-
-    return replace(
-        made,
-        steps=tuple(replace(s, name=named(s.name), aliases=tuple(map(named, s.aliases))) for s in made.steps),
-        others=tuple(replace(other, name=named(other.name)) for other in made.others),
-        recipe=Recipe(tuple(replace(s, name=named(s.name)) for s in made.recipe.steps)),
-        verification=None,
     )
 
 

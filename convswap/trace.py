@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .class_dependence import sites_asked_for_their_type
 from .inputs import ExampleInputs, as_call, default_input_shape, is_shape, make_inputs
 from .measure import Measurement, measure
 from .refusals import refuse_wrapped
-from .regions import TracedRegion, sites_asked_for_their_type, trace_regions
+from .regions import TracedRegion, trace_regions
 from .site_making import conv_like, make_sites, other_convs
 from .sites import ConvCall, ConvSite, Region, Trace
 from .throwaway import cleared_caches, throwaway_copy, untouched_randomness

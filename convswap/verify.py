@@ -231,7 +231,7 @@ def _pairs(original: nn.Module, converted: nn.Module) -> dict[str, tuple[nn.Modu
 
 
 def _fidelities(converted: nn.Module) -> dict[str, Fidelity]:
-    from .report import earlier_report
+    from .carried_report import earlier_report
 
     report = earlier_report(converted)
     return {} if report is None else {s.name: s.fidelity for s in report.swaps if s.fidelity is not None}
