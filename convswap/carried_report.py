@@ -26,20 +26,22 @@ def earlier_report(model: nn.Module) -> Report | None:
             continue
         own = _prefixed(carried, name)
         if found is None:
-            found = own if not name else replace(own, model=type(model).__name__, parameters=_before(own, model))
+            found = replace(own, model=type(model).__name__) if name else own
             continue
         known_names = {step.name for step in found.swaps}
         added = tuple(step for step in own.swaps if step.name not in known_names)
         kept = tuple(step for step in found.steps if step.name not in {new.name for new in added})
         recipe = tuple(step for step in own.recipe.steps if step.name not in known_names)
         found = replace(found, steps=(*kept, *added), recipe=Recipe((*found.recipe.steps, *recipe)))
-    return found
+    if found is None or _ATTRIBUTE in model.__dict__:
+        return found
+    return replace(found, parameters=_before(found, model))
 
 
-def _before(part: Report, model: nn.Module) -> int:
-    """Parameters of ``model`` before the conversion of a part of it."""
+def _before(made: Report, model: nn.Module) -> int:
+    """Parameters of ``model`` before its parts were converted."""
     now = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
-    return now - part.total("after").parameters + part.total("before").parameters
+    return now - made.total("after").parameters + made.total("before").parameters
 
 
 def _prefixed(made: Report, prefix: str) -> Report:

@@ -72,6 +72,9 @@ class CostOnDemand:
     def __hash__(self) -> int:
         return hash(self.cost)
 
+    def __repr__(self) -> str:
+        return repr(self.cost)
+
     def __reduce__(self) -> tuple[type[Cost], tuple[int | None, ...]]:
         return Cost, astuple(self.cost)
 

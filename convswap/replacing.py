@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from types import MethodType
 from typing import Any
 
 from torch import nn
@@ -35,29 +36,32 @@ _MODULE_STATE = frozenset(nn.Module().__dict__)
 
 
 def _replace_inside(value: Any, layers: dict[int, nn.Module], seen: set[int]) -> Any:
-    """``value``, or what takes its place, with the modules replaced that it refers to."""
+    """``value``, or what takes its place, with the modules replaced that it refers to; untouched if there are none."""
     if id(value) in layers:
         return layers[id(value)]
-    if isinstance(value, tuple):
-        items = [_replace_inside(item, layers, seen) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, MethodType) and id(value.__self__) in layers:
+        return getattr(layers[id(value.__self__)], value.__name__)
     if isinstance(value, functools.partial):
-        args = tuple(_replace_inside(item, layers, seen) for item in value.args)
-        keywords = {key: _replace_inside(item, layers, seen) for key, item in value.keywords.items()}
-        return functools.partial(_replace_inside(value.func, layers, seen), *args, **keywords)
-    if id(value) in seen or not isinstance(value, list | dict | set | deque):
+        parts = (value.func, value.args, value.keywords)
+        new = tuple(_replace_inside(part, layers, seen) for part in parts)
+        same = all(one is other for one, other in zip(new, parts, strict=True))
+        return value if same else functools.partial(new[0], *new[1], **new[2])
+    if id(value) in seen or not isinstance(value, tuple | list | dict | set | frozenset | deque):
         return value
     seen.add(id(value))
     if isinstance(value, dict):
         for key, item in list(value.items()):
-            value[key] = _replace_inside(item, layers, seen)
-    elif isinstance(value, set):
-        for item in [item for item in value if id(item) in layers]:
-            value.remove(item)
-            value.add(layers[id(item)])
-    else:
-        for index, item in enumerate(list(value)):
-            value[index] = _replace_inside(item, layers, seen)
+            replaced = _replace_inside(item, layers, seen)
+            if replaced is not item:
+                value[key] = replaced
+        return value
+    items = [_replace_inside(item, layers, seen) for item in value]
+    if all(new is old for new, old in zip(items, value, strict=True)):
+        return value
+    if isinstance(value, tuple):
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, frozenset):
+        return frozenset(items)
+    value.clear()
+    (value.update if isinstance(value, set) else value.extend)(items)
     return value

@@ -100,8 +100,12 @@ def cleared_caches(model: nn.Module) -> Iterator[None]:
 def untouched_randomness() -> Iterator[None]:
     """Put the global random states back afterwards, whatever the model's code has drawn."""
     state = random.getstate()
+    numpy: Any = sys.modules.get("numpy.random")
+    numpy_state = None if numpy is None else numpy.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
             yield
     finally:
         random.setstate(state)
+        if numpy is not None:
+            numpy.set_state(numpy_state)

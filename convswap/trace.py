@@ -54,9 +54,7 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
         if measurement.failure is None and unseen:
             another = throwaway_copy(model, mode)
             _add(measurement, _measure(another, watched, example_inputs, mode, training=True))
-        type_dependent = sites_asked_for_their_type(copied, regions)
-        if type_dependent:  # or it is that the copy has cached something meanwhile
-            type_dependent = sites_asked_for_their_type(throwaway_copy(model, mode), regions)
+        type_dependent = sites_asked_for_their_type(copied, regions, lambda: throwaway_copy(model, mode))
     sites = make_sites(model, regions, measurement, type_dependent)
     return Trace(
         model=type(model).__name__,

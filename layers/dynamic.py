@@ -129,9 +129,9 @@ class _DynamicConvNd(ConvLayer):
         scale = torch.where(scale > 0, scale, torch.full_like(scale, fan_in_scale))
         layer.weight = parameter_like(_spread(source.weight, kernels, noise * scale, generator), source.weight)
         if source.bias is not None:
-            bias_scale = root_mean_square(source.bias)
-            bias_scale = torch.where(bias_scale > 0, bias_scale, scale)
-            layer.bias = parameter_like(_spread(source.bias, kernels, noise * bias_scale, generator), source.bias)
+            # Copies of a zero bias stay equal: where the input is zero, noise would be all that is left.
+            bias_noise = noise * root_mean_square(source.bias)
+            layer.bias = parameter_like(_spread(source.bias, kernels, bias_noise, generator), source.bias)
         layer.attention.to_empty(device=source.weight.device)
         layer.attention.reset_parameters(generator)
         layer.attention.make_uniform()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections import OrderedDict, namedtuple
+import random
+from collections import OrderedDict, deque, namedtuple
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -20,6 +23,7 @@ from convswap.layers import Dcls2d
 
 from .models import TwoConvs, library_model, relative_error
 
+timm: Any = importlib.import_module("timm")
 timm_layers: Any = importlib.import_module("timm.layers")
 
 
@@ -300,3 +304,73 @@ def test_arguments_of_the_wrong_type(arguments: dict[str, Any]) -> None:
 def test_noise_is_bounded() -> None:
     with pytest.raises(ConvswapError, match=r"noise must be above 0 and at most 1, got 1.5"):
         convswap.plan(TwoConvs(), "dynamic", noise=1.5)
+
+
+@pytest.mark.parametrize("draw", [lambda: random.random(), lambda: numpy.random.rand(), lambda: torch.rand(()).item()])
+def test_random_paths_are_not_taken_for_questions_of_class(draw: Any) -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                if not self.training or draw() < 0.5:
+                    x = x + block(x)
+            return x
+
+    assert convswap.plan(Dropping(), "dcls", example_inputs=(3, 16, 16)).keeps == ()
+
+
+def test_state_that_grows_is_not_taken_for_a_question_of_class() -> None:
+    class Growing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+            self.log: list[Tensor] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            self.log.append(x)
+            for seen in self.log[-3:]:
+                x = x + seen
+            return self.b(x)
+
+    assert convswap.plan(Growing(), "dcls", example_inputs=(3, 16, 16)).keeps == ()
+
+
+def test_containers_without_convolutions_are_not_written_to() -> None:
+    class Frozen(dict[str, int]):
+        def __setitem__(self, key: str, value: int) -> None:
+            raise TypeError("immutable")
+
+        def __deepcopy__(self, memo: Any) -> Frozen:
+            return Frozen(self)
+
+    model = TwoConvs()
+    model.config = Frozen(a=1)  # type: ignore[assignment]
+    model.history = deque(range(10**6))  # type: ignore[assignment]
+    part = model.part = functools.partial(int, 3)  # type: ignore[assignment]
+    assert convswap.convert_(model, "dcls").part is part
+
+
+def test_private_notes_on_a_convolution() -> None:
+    class Noted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3)
+            self.conv._act = True  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y.relu() if self.conv._act else y
+
+    convswap.convert(Noted(), "dcls", verify=(3, 8, 8))
+
+
+@pytest.mark.parametrize("name", ["torchvision:efficientnet_b0", "torchvision:mobilenet_v3_small", "timm:lcnet_050"])
+def test_untrained_networks_whose_activations_die_out_verify(name: str) -> None:
+    library, _, model = name.partition(":")
+    torch.manual_seed(0)
+    built = torchvision.models.get_model(model) if library == "torchvision" else timm.create_model(model)
+    assert convswap.report(convswap.convert(built, "dynamic", verify=0)).verification is not None
