@@ -29,7 +29,7 @@ def lines() -> Iterator[str]:
         ("What a conversion costs", conversion.conversion_rows()),
         ("Tracing and planning grow linearly", conversion.tracing_rows()),
         ("Layers", layers.rows()),
-        ("The formulas of dynamic convolution, as ratios to the plain one", dynamic_formulas.rows()),
+        ("The formulas of dynamic convolution, as ratios to the plain one", dynamic_formulas.rows(rounds=3)),
     ):
         yield from ("", f"## {title}", "", *rows)
 
