@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import subprocess
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .layers.ops._build import BACKENDS, Backend, BuildError, cxx, library_path, nvcc
+from .layers.ops._load import kernels_mode, load_kernels, why_not_loaded
 from .targets import all_targets, broken_targets
 
 
@@ -24,6 +25,7 @@ class Diagnosis:
         devices: what torch can compute on.
         threads: that torch uses.
         compilers: version lines of the C++ and CUDA compilers; None for one that is missing.
+        kernels: for each backend whether compiled kernels are at hand, and if not, why.
         targets: names of the targets.
         broken_targets: targets of other packages that could not be loaded, and why.
     """
@@ -32,6 +34,7 @@ class Diagnosis:
     devices: tuple[str, ...]
     threads: int
     compilers: dict[str, str | None]
+    kernels: dict[str, str]
     targets: tuple[str, ...]
     broken_targets: dict[str, str]
 
@@ -47,7 +50,8 @@ def diagnose() -> Diagnosis:
         versions={"python": platform.python_version(), **{name: _version(name) for name in packages}},
         devices=_devices(),
         threads=torch.get_num_threads(),
-        compilers={"c++": _first_line(os.environ.get("CXX", "c++")), "nvcc": _first_line(_nvcc(), last=True)},
+        compilers={"c++": _first_line(cxx()), "nvcc": _first_line(nvcc() or "nvcc", last=True)},
+        kernels={backend: _kernels(backend) for backend in BACKENDS},
         targets=tuple(all_targets()),
         broken_targets=broken_targets(),
     )
@@ -66,9 +70,19 @@ def _devices() -> tuple[str, ...]:
     return (f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()}", *gpus, *mps)
 
 
-def _nvcc() -> str:
-    home = os.environ.get("CUDA_HOME")
-    return os.path.join(home, "bin", "nvcc") if home else "nvcc"
+def _kernels(backend: Backend) -> str:
+    """Whether the compiled kernels of a backend can be used. Compiles nothing."""
+    try:
+        if kernels_mode() == "off":
+            return "not used: CONVSWAP_KERNELS=off"
+        library = library_path(backend)
+        if not library.exists():
+            return "not compiled yet: the first layer that wants them compiles them, or `convswap build`"
+        load_kernels(backend)
+    except BuildError as error:
+        return f"not used: {error}"
+    reason = why_not_loaded(backend)
+    return f"not used: {reason}" if reason else f"compiled: {library}"
 
 
 def _first_line(compiler: str, last: bool = False) -> str | None:

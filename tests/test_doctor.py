@@ -63,5 +63,16 @@ def test_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, t
 
 def test_compilers_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(tmp_path / "gone"))
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr("convswap.doctor.nvcc", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
     assert diagnose().compilers == {"c++": None, "nvcc": None}
+
+
+def test_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSWAP_CACHE", str(tmp_path))
+    monkeypatch.setenv("CONVSWAP_KERNELS", "auto")
+    assert diagnose().kernels["cpu"].startswith("not compiled yet")
+    monkeypatch.setenv("CONVSWAP_KERNELS", "off")
+    assert diagnose().kernels["cpu"] == "not used: CONVSWAP_KERNELS=off"
+    monkeypatch.setenv("CONVSWAP_KERNELS", "never")
+    assert "got 'never'" in diagnose().kernels["cpu"]

@@ -34,6 +34,8 @@ def run(parsed: argparse.Namespace) -> int:
         table.add_row("threads", str(found.threads))
         for name, line in found.compilers.items():
             table.add_row(name, Text(line or "not found"))
+        for backend, told in found.kernels.items():
+            table.add_row(f"{backend} kernels", Text(told))
         table.add_row("targets", Text(", ".join(found.targets)))
         for name, reason in found.broken_targets.items():
             table.add_row("broken target", Text(f"{name}: {reason}", style="red"))

@@ -10,11 +10,13 @@ import warnings
 from collections.abc import Sequence
 
 from ..errors import ConvswapError
-from . import convert, diff, doctor, plan, report, targets
+from ..layers.ops._build import BuildError
+from ..layers.ops._load import KernelWarning
+from . import build, convert, diff, doctor, plan, report, targets
 from .errors import OutputError, UsageError
 from .output import discard_output, flush, print_error
 
-COMMANDS = (plan, convert, diff, report, targets, doctor)
+COMMANDS = (plan, convert, diff, report, targets, build, doctor)
 
 DESCRIPTION = "Replace the convolutions of a trained model by other layers, keeping its function."
 
@@ -29,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         return _run(arguments)
-    except ConvswapError as error:
+    except (ConvswapError, BuildError) as error:
         print_error(str(error))
         if isinstance(error, OutputError):
             discard_output()
@@ -59,6 +61,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.path.append("")
     # The root logger of timm and warnings of model code are not for the people who read our output.
     warnings.simplefilter("ignore")
+    warnings.simplefilter("default", KernelWarning)
+    warnings.showwarning = lambda message, *_: print_error(str(message))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks an arrow is no reason to fail

@@ -34,7 +34,7 @@ def test_doctor_for_machines(cli: Cli) -> None:
     assert data["versions"]["convswap"] == convswap.__version__
     assert data["threads"] == torch.get_num_threads()
     assert data["broken_targets"] == {}
-    assert set(data) == {"versions", "devices", "threads", "compilers", "targets", "broken_targets"}
+    assert set(data) == {"versions", "devices", "threads", "compilers", "kernels", "targets", "broken_targets"}
 
 
 def test_broken_target(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

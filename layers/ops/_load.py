@@ -1,0 +1,97 @@
+"""Which kernels are in use: those of a compiled library where there is one, else the plain PyTorch forms.
+
+``CONVSWAP_KERNELS`` decides: ``auto`` (default) compiles at the first use and, if that fails, warns once and goes on
+without; ``off`` never compiles or loads; ``require`` raises where ``auto`` warns.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from ._build import BACKENDS, Backend, BuildError, build
+from ._define import register_flop_formulas
+
+MODES = ("auto", "off", "require")
+
+
+class KernelWarning(UserWarning):
+    """The compiled kernels are not in use, and plain PyTorch is."""
+
+
+_tried: dict[str, str | None] = {}  # why a backend's library is not in use; None if it is
+_lock = threading.RLock()
+
+
+def kernels_mode() -> str:
+    """What ``CONVSWAP_KERNELS`` says.
+
+    Raises:
+        BuildError: if it is no mode.
+    """
+    mode = os.environ.get("CONVSWAP_KERNELS") or "auto"
+    if mode not in MODES:
+        raise BuildError(f"CONVSWAP_KERNELS must be one of {', '.join(MODES)}, got {mode!r}")
+    return mode
+
+
+def kernels_loaded(device_type: str) -> bool:
+    """Whether the compiled kernels of ``"cpu"`` or ``"cuda"`` are in use. Compiles nothing."""
+    return device_type in _tried and _tried[device_type] is None
+
+
+def why_not_loaded(device_type: str) -> str | None:
+    """Why the compiled kernels are not in use, or None if they are."""
+    return _tried.get(device_type, "no layer has wanted them yet")
+
+
+def load_kernels(device_type: str) -> bool:
+    """Compile the kernels of a device type if need be, and take them into use. Whether they are in use.
+
+    Raises:
+        BuildError: if that fails and ``CONVSWAP_KERNELS=require``.
+    """
+    if device_type not in BACKENDS:
+        return False
+    if device_type in _tried:  # the usual case, without the lock
+        return kernels_loaded(device_type)
+    with _lock:
+        if device_type not in _tried:
+            mode = kernels_mode()
+            _tried[device_type] = "CONVSWAP_KERNELS=off" if mode == "off" else _load(device_type, mode)
+            register_flop_formulas()
+    return kernels_loaded(device_type)
+
+
+def want_kernels(*where: Tensor | nn.Module | None) -> None:
+    """Load the kernels for the devices of tensors, or of the parameters of modules; not while a compiler looks on."""
+    if torch.compiler.is_compiling():
+        return
+    for value in where:
+        for tensor in value.parameters() if isinstance(value, nn.Module) else (value,):
+            if tensor is not None and tensor.device.type not in _tried:
+                load_kernels(tensor.device.type)
+
+
+def _load(backend: Backend, mode: str) -> str | None:
+    try:
+        library = build(backend)
+        try:
+            torch.ops.load_library(str(library))
+        except (OSError, RuntimeError) as error:
+            raise BuildError(f"{error} (delete {library} to have it compiled again)") from error
+    except BuildError as error:
+        if mode == "require":
+            raise BuildError(f"the {backend} kernels are required and cannot be used: {error}") from error
+        warnings.warn(
+            f"the {backend} kernels of convswap are not in use, plain PyTorch is: {error}\n"
+            "CONVSWAP_KERNELS=off silences this; `convswap build` tries again.",
+            KernelWarning,
+            stacklevel=2,
+        )
+        return str(error)
+    return None

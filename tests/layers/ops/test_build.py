@@ -1,0 +1,151 @@
+"""The builder, on a source that compiles in a second or fails at once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from convswap.layers.ops import _build
+from convswap.layers.ops._build import BuildError, build, library_path
+
+needs_compiler = pytest.mark.skipif(
+    subprocess.run(["sh", "-c", "command -v ${CXX:-c++}"], capture_output=True).returncode != 0,
+    reason="needs a C++ compiler",
+)
+
+IN_ANOTHER_PROCESS = """
+import sys
+from pathlib import Path
+from convswap.layers.ops import _build
+_build.SOURCES = Path(sys.argv[1])
+print(_build.build("cpu"))
+"""
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A folder of sources with one small file, and an empty cache."""
+    folder = tmp_path / "sources"
+    (folder / "cpu").mkdir(parents=True)
+    (folder / "cuda").mkdir()
+    (folder / "cpu" / "one.cpp").write_text('extern "C" int one() { return 1; }\n')
+    monkeypatch.setattr(_build, "SOURCES", folder)
+    monkeypatch.setenv("CONVSWAP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CONVSWAP_CUDA_ARCHS", raising=False)
+    return folder
+
+
+def program(path, code):
+    path.write_text(f"#!/bin/sh\n{code}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def left_behind(folder):
+    return sorted(path.name for path in folder.iterdir() if path.suffix not in (".lock", ".so"))
+
+
+@needs_compiler
+def test_compiled_once_and_again_after_a_change(sources, capsys):
+    library = build("cpu")
+    assert "compiling its cpu kernels" in capsys.readouterr().err
+    made = library.stat().st_mtime_ns
+    assert build("cpu") == library == library_path("cpu")
+    assert library.stat().st_mtime_ns == made
+    assert capsys.readouterr().err == ""
+    assert not left_behind(library.parent)
+    assert library.parent.stat().st_mode & 0o777 == 0o700
+    (sources / "cpu" / "one.h").write_text("// a header counts too\n")
+    assert build("cpu") != library
+    (sources / "shared.h").write_text("// those of both backends as well\n")
+    assert len({library, build("cpu"), library_path("cpu")}) == 2
+
+
+def test_flags_and_compiler_are_part_of_the_key(sources, monkeypatch):
+    before = library_path("cpu")
+    monkeypatch.setenv("CXX", "c++ -g")
+    assert library_path("cpu") != before
+
+
+@needs_compiler
+def test_four_at_once_compile_once(sources, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    monkeypatch.setenv("CXX", program(tmp_path / "cxx", f'echo "$@" >> {log}\nsleep 1\nexec c++ "$@"'))
+    arguments = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(sources)]
+    running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    told = {process.communicate(timeout=120)[0].strip() for process in running}
+    assert told == {str(library_path("cpu"))}
+    assert Path(told.pop()).exists()
+    assert len(log.read_text().splitlines()) == 2  # one source, and linking
+
+
+@needs_compiler
+def test_a_killed_builder_leaves_no_lock(sources, tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    monkeypatch.setenv("CXX", program(tmp_path / "cxx", f"touch {started}\nexec sleep 600"))
+    process = subprocess.Popen([sys.executable, "-c", IN_ANOTHER_PROCESS, str(sources)], start_new_session=True)
+    while not started.exists():
+        assert process.poll() is None
+    os.killpg(process.pid, 9)
+    process.wait(10)
+    program(tmp_path / "cxx", 'exec c++ "$@"')
+    assert build("cpu").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("echo one.cpp:1: no such thing >&2; exit 1", "one.cpp:1: no such thing"),
+        ("exit 3", "exit code 3"),
+        ("true", "cannot be written to"),  # says that all is well, and has made nothing
+    ],
+)
+def test_a_broken_compiler(sources, tmp_path, monkeypatch, code, told):
+    monkeypatch.setenv("CXX", program(tmp_path / "cxx", code))
+    with pytest.raises(BuildError, match=told):
+        build("cpu")
+    assert not library_path("cpu").exists()
+    assert not left_behind(tmp_path / "cache")
+
+
+def test_no_compiler(sources, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BuildError, match=r"no-such-compiler cannot be run"):
+        build("cpu")
+
+
+def test_no_cuda_compiler(sources, monkeypatch):
+    monkeypatch.setattr(_build, "nvcc", lambda: None)
+    with pytest.raises(BuildError, match="install the CUDA toolkit"):
+        build("cuda", ["90"])
+
+
+def test_cache_that_cannot_be_made(sources, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CONVSWAP_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(BuildError, match="set CONVSWAP_CACHE"):
+        build("cpu")
+
+
+def test_cache_of_another_user(sources, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: -1)
+    with pytest.raises(BuildError, match="belongs to another user"):
+        build("cpu")
+
+
+def test_architectures(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(_build, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(_build.torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(BuildError, match="no GPU is visible"):
+        library_path("cuda")
+    with pytest.raises(BuildError, match=r"'9\.0' is no compute capability"):
+        library_path("cuda", ["80", "9.0"])
+    both = library_path("cuda", ["80", "90"])
+    monkeypatch.setenv("CONVSWAP_CUDA_ARCHS", "90")
+    assert library_path("cuda") != both
+    both.touch()
+    assert library_path("cuda") == both  # a library of more architectures serves
+    monkeypatch.setenv("CONVSWAP_CUDA_ARCHS", "90, 120")
+    assert library_path("cuda") != both
