@@ -1,13 +1,11 @@
 """Construction of DCLS kernels: elements of weight at learned real positions, each drawn as a bump on the grid.
 
-Khalfaoui-Hassani et al. 2023, arXiv 2112.03740 (``v1``: the triangle of bilinear interpolation) and arXiv 2306.00817
-(``gauss``). A bump is a product of one bump per axis; it is divided by (its sum over the grid + 1e-7). No element is
-ever compared with every grid cell: triangles are scattered to the cells they touch, Gaussians summed as outer products.
+Khalfaoui-Hassani et al. 2023, arXiv 2112.03740 (``v0``, ``v1``: bilinear interpolation) and arXiv 2306.00817 (``max``
+and ``gauss``: bumps of learned width). No element is ever compared with every grid cell.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -15,114 +13,100 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Version = Literal["v1", "gauss"]
-VERSIONS: tuple[Version, ...] = ("v1", "gauss")
+from .dcls_grid import position_axes
+from .dcls_scatter import scatter_ref
+from .dcls_separable import separable_ref
 
-NORMALISER_EPS = 1e-7
-GAUSS_MIN_SIGMA = 0.27
+Version = Literal["v0", "v1", "max", "gauss"]
+VERSIONS: tuple[Version, ...] = ("v0", "v1", "max", "gauss")
+
+LEAST_SIGMA: dict[Version, float] = {"max": 1.0, "gauss": 0.27}
+"""Width of an element whose SIG is 0, for the versions that have one."""
 
 
 def construct_kernel(
-    weight: Tensor, P: Tensor, SIG: Tensor | None, dilated_kernel_size: Sequence[int], version: Version = "v1"
+    weight: Tensor,
+    P: Tensor,
+    SIG: Tensor | None,
+    dilated_kernel_size: Sequence[int],
+    version: Version = "v1",
+    least_sigma: float | None = None,
 ) -> Tensor:
     """Build the dense kernel of a dilated convolution with learnable spacings.
 
     Args:
-        weight: (O, I, count), I input channels per group.
-        P: positions in pixels relative to ``size // 2``, (D, O, I, count); ``P[d]`` moves along kernel axis D - 1 - d,
-            so in two dimensions ``P[0]`` is x and ``P[1]`` is y.
-        SIG: for ``gauss``, (D, O, I, count): the standard deviation is ``|SIG| + 0.27`` pixels. None for ``v1``.
+        weight: (O, I, *dense, count), I input channels per group; ``dense`` are the kernel axes that elements do not
+            move along, if there are any.
+        P: positions in pixels relative to ``size // 2``, (D, O, I, *dense, count). ``P[d]`` moves along the d-th axis
+            of (x), (x, y) or (x, y, z), x being the last kernel axis; with ``v0`` of (x), (y, x) or (z, x, y).
+        SIG: for ``max`` and ``gauss``, shaped as P: the width s of a bump is ``|SIG| + least_sigma`` pixels. None for
+            ``v0`` and ``v1``.
         dilated_kernel_size: D sizes.
-        version: ``"v1"`` (triangle ``max(0, 1 - |t - p|)``) or ``"gauss"`` (``exp(-((t - p) / sigma)^2 / 2)``).
+        version: what an element is on each axis: ``"v0"`` and ``"v1"`` are the triangle ``max(0, 1 - |t - p|)``,
+            ``"max"`` is ``max(0, s - |t - p|)``, ``"gauss"`` is ``exp(-((t - p) / s)^2 / 2)``. The product over the
+            axes is divided by (its sum over the grid + 1e-7), but not with ``v0``.
+        least_sigma: 1 for ``max`` and 0.27 for ``gauss`` by default.
 
     Returns:
-        (O, I, *dilated_kernel_size), in the dtype of ``weight``. Computed in single precision at least.
+        (O, I, *dense, *dilated_kernel_size), in the dtype of ``weight``. Computed in single precision at least.
 
-    The triangle has a kink where a position is an integer, and ``|SIG|`` one at 0. There the gradient is the mean of
-    the one-sided derivatives of the triangle, and +1 for ``|SIG|``: of an element that sits on a pixel the position
-    learns all the same.
+    Triangles have kinks, at integer positions for instance, and ``|SIG|`` has one at 0. There the gradient is the mean
+    of the one-sided derivatives of the triangle, and +1 for ``|SIG|``: of an element that sits on a pixel the position
+    learns all the same. With ``v0`` it is the derivative for growing positions.
+
+    Raises:
+        ValueError: for an unknown version, or tensors whose shapes do not fit.
     """
-    if version not in VERSIONS:
-        raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
-    if (SIG is None) == (version == "gauss"):
-        raise ValueError(f"version {version!r} {'needs' if version == 'gauss' else 'has no'} SIG")
-    sizes = tuple(dilated_kernel_size)
-    if weight.dim() != 3:
-        raise ValueError(f"weight must be (outputs, inputs per group, elements), got {tuple(weight.shape)}")
-    for name, value in (("P", P), ("SIG", SIG)):
-        if value is not None and value.shape != (len(sizes), *weight.shape):
-            raise ValueError(f"{name} must have shape {(len(sizes), *weight.shape)}, got {tuple(value.shape)}")
+    sizes = list(dilated_kernel_size)
+    _check(weight, P, SIG, len(sizes), version, least_sigma)
+    # Dense axes are to the construction as so many more input channels.
+    values, positions = weight.flatten(1, -2), P.flatten(2, -2)
+    axes = list(position_axes(version, len(sizes)))
+    if SIG is None:
+        kernel = draw_triangles(values, positions, sizes, axes, version != "v0", version == "v0")
+    else:
+        least = LEAST_SIGMA[version] if least_sigma is None else least_sigma
+        kernel = draw_wide(values, positions, SIG.flatten(2, -2), sizes, axes, version == "gauss", least)
+    return kernel.reshape(*weight.shape[:-1], *sizes)
+
+
+def draw_triangles(
+    weight: Tensor, P: Tensor, sizes: list[int], axes: list[int], normalise: bool, right_slope: bool
+) -> Tensor:
+    """`scatter_ref` in single precision at least; the result is in the dtype of ``weight``."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     with _no_autocast(weight):
-        values, positions = weight.to(dtype), P.to(dtype)
-        if SIG is None:
-            kernel = _scatter_triangles(values, positions, sizes)
-        else:
-            kernel = _sum_gaussians(values, positions, SIG.to(dtype), sizes)
-    return kernel.to(weight.dtype)
+        return scatter_ref(weight.to(dtype), P.to(dtype), sizes, axes, normalise, right_slope).to(weight.dtype)
+
+
+def draw_wide(
+    weight: Tensor, P: Tensor, SIG: Tensor, sizes: list[int], axes: list[int], gaussian: bool, least_sigma: float
+) -> Tensor:
+    """`separable_ref` in single precision at least; the result is in the dtype of ``weight``."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    with _no_autocast(weight):
+        kernel = separable_ref(weight.to(dtype), P.to(dtype), SIG.to(dtype), sizes, axes, gaussian, least_sigma)
+        return kernel.to(weight.dtype)
+
+
+def _check(
+    weight: Tensor, P: Tensor, SIG: Tensor | None, dims: int, version: Version, least_sigma: float | None
+) -> None:
+    if version not in VERSIONS:
+        raise ValueError(f"version must be one of {', '.join(VERSIONS)}, got {version!r}")
+    wide = version in LEAST_SIGMA
+    if (SIG is not None) != wide:
+        raise ValueError(f"version {version!r} {'needs' if wide else 'has no'} SIG")
+    if least_sigma is not None and not (wide and least_sigma > 0):
+        raise ValueError(
+            f"least_sigma must be positive and for version max or gauss, got {least_sigma} for {version!r}"
+        )
+    if weight.dim() < 3:
+        raise ValueError(f"weight must be (outputs, inputs per group, *dense, elements), got {tuple(weight.shape)}")
+    for name, value in (("P", P), ("SIG", SIG)):
+        if value is not None and value.shape != (dims, *weight.shape):
+            raise ValueError(f"{name} must have shape {(dims, *weight.shape)}, got {tuple(value.shape)}")
 
 
 def _no_autocast(value: Tensor) -> AbstractContextManager[object]:
     return nullcontext() if value.is_meta else torch.autocast(value.device.type, enabled=False)
-
-
-def _scatter_triangles(weight: Tensor, P: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    # Cells come first and elements last in all that follows: sums over few cells are then vectorised over elements.
-    dims, elements = len(sizes), weight.shape[2]
-    axes = [_triangle(P[dims - 1 - axis].reshape(-1, elements), size) for axis, size in enumerate(sizes)]
-    total = torch.ones((), dtype=weight.dtype, device=weight.device)
-    for _, bump in axes:
-        total = total * bump.sum(0)  # the sum of a product over the grid is the product of the axes' sums
-    shares = (weight.reshape(-1, elements) / (total + NORMALISER_EPS)).unsqueeze(0)
-    cells = torch.arange(shares.shape[1], device=weight.device).view(1, -1, 1)  # the kernel, then the cell in it
-    for size, (index, bump) in zip(sizes, axes, strict=True):
-        cells = (cells.unsqueeze(1) * size + index).flatten(0, 1)
-        shares = (shares.unsqueeze(1) * bump).flatten(0, 1)
-    kernel = shares.new_zeros(shares.shape[1] * math.prod(sizes)).scatter_add(0, cells.flatten(), shares.flatten())
-    return kernel.view(*weight.shape[:2], *sizes)
-
-
-def _triangle(P: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Cells that triangles at P (kernels, elements) may touch on one axis, and their values there, 0 off the grid.
-
-    Both are (3, kernels, elements). The cell before the position always has value 0; it is there for its derivative at
-    integer positions.
-    """
-    position = P.detach() + size // 2
-    base = position.floor()
-    fraction = position - base
-    zero = torch.zeros_like(fraction)
-    value = torch.stack((zero, 1 - fraction, fraction))
-    on_pixel = fraction == 0
-    half, one = torch.full_like(zero, 0.5), torch.ones_like(zero)
-    slope = torch.stack(
-        (torch.where(on_pixel, -half, zero), torch.where(on_pixel, zero, -one), torch.where(on_pixel, half, one))
-    )
-    cell = base + torch.arange(-1, 2, device=P.device, dtype=base.dtype).view(3, 1, 1)
-    inside = (cell >= 0) & (cell < size)
-    bump = value + slope * (P - P.detach())  # exactly `value`, with `slope` as its derivative
-    return cell.clamp(0, size - 1).long(), torch.where(inside, bump, zero)
-
-
-def _sum_gaussians(weight: Tensor, P: Tensor, SIG: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    dims = len(sizes)
-    sigma = SIG * torch.where(SIG < 0, -1.0, 1.0) + GAUSS_MIN_SIGMA
-    bumps = []
-    total = torch.ones((), dtype=weight.dtype, device=weight.device)
-    for axis, size in enumerate(sizes):
-        grid = torch.arange(size, dtype=P.dtype, device=P.device) - size // 2
-        distance = (grid - P[dims - 1 - axis].unsqueeze(-1)) / sigma[dims - 1 - axis].unsqueeze(-1)
-        bumps.append(torch.exp(-0.5 * distance.square()).flatten(0, 1))  # (O * I, count, size)
-        total = total * bumps[-1].sum(-1)
-    scaled = weight.flatten(0, 1) / (total + NORMALISER_EPS)
-    # All axes but the last are multiplied out; the last is contracted with them over the elements.
-    lead = scaled.unsqueeze(-1)
-    for bump in bumps[:-1]:
-        lead = (lead.unsqueeze(-1) * bump.unsqueeze(-2)).flatten(2)
-    kernel = lead.transpose(1, 2) @ bumps[-1]
-    return kernel.view(*weight.shape[:2], *sizes)
-
-
-def position_bounds(size: int) -> tuple[int, int]:
-    """Least and greatest position, relative to ``size // 2``, of an element whose centre is on a grid of ``size``."""
-    return -(size // 2), size - 1 - size // 2

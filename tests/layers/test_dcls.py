@@ -6,12 +6,14 @@ from torch import nn
 
 from convswap.layers import Dcls1d, Dcls2d, Dcls3d
 from convswap.layers.dcls import default_dilated_kernel_size
-from convswap.layers.dcls_kernel import VERSIONS
+from convswap.layers.dcls_grid import position_axes
+from convswap.layers.dcls_kernel import LEAST_SIGMA, VERSIONS
 from convswap.layers.functional import construct_kernel, dcls_conv
 
 from .helpers import Geometry, few_examples, geometries, normal, plain_conv, relative_error
 
 LAYERS = (Dcls1d, Dcls2d, Dcls3d)
+EXACT = tuple(version for version in VERSIONS if version != "gauss")
 
 
 def spread_out(kernel, dilation, sizes):
@@ -32,26 +34,25 @@ def convertible(g):
 
 
 @few_examples
-@given(geometries())
-def test_kernel_is_the_convolution_s_on_a_larger_grid(g):
+@given(geometries(), st.sampled_from(EXACT))
+def test_kernel_is_the_convolution_s_on_a_larger_grid(g, version):
     conv, layer_class = convertible(g)
-    layer = layer_class.from_conv(conv)
-    assert (
-        relative_error(layer.construct_kernel(), spread_out(conv.weight, g.dilation, layer.dilated_kernel_size)) < 1e-12
-    )
+    layer = layer_class.from_conv(conv, version=version)
+    wanted = spread_out(conv.weight, g.dilation, layer.dilated_kernel_size)
+    assert relative_error(layer.construct_kernel(), wanted) < 1e-12
     assert (layer.kernel_size, layer.dilation) == (conv.kernel_size, conv.dilation)
     assert (layer.stride, layer.padding) == (conv.stride, conv.padding)
 
 
 @few_examples
-@given(geometries(min_size=12), st.integers(0, 2), st.integers(0, 2))
-def test_any_grid_of_the_right_parity_is_exact(g, first, last):
+@given(geometries(min_size=12), st.integers(0, 2), st.integers(0, 2), st.sampled_from(EXACT))
+def test_any_grid_of_the_right_parity_is_exact(g, first, last, version):
     conv, layer_class = convertible(g)
     assume(g.padding_mode in ("zeros", "replicate"))
     sizes = [d * (k - 1) + 1 for k, d in zip(g.kernel_size, g.dilation, strict=True)]
     sizes[0] += 2 * first
     sizes[-1] += 2 * last
-    layer = layer_class.from_conv(conv, dilated_kernel_size=sizes)
+    layer = layer_class.from_conv(conv, dilated_kernel_size=sizes, version=version)
     assert layer.dilated_kernel_size == tuple(sizes)
     assert relative_error(layer(g.input()), plain_conv(g.input(), conv.weight, conv.bias, g)) < 1e-10
 
@@ -87,7 +88,7 @@ def test_fewer_elements_keep_the_largest_taps(version):
     kept = torch.where(magnitudes >= threshold, conv.weight.flatten(2), 0.0).view_as(conv.weight)
     wanted = spread_out(kept, (2, 2), layer.dilated_kernel_size)
     assert layer.weight.shape == (3, 2, 2)
-    assert relative_error(layer.construct_kernel(), wanted) < (1e-12 if version == "v1" else 0.01)
+    assert relative_error(layer.construct_kernel(), wanted) < (1e-12 if version in EXACT else 0.01)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -97,7 +98,7 @@ def test_further_elements_start_without_weight_somewhere_on_the_grid(version):
     more = Dcls2d.from_conv(conv, version=version, kernel_count=40, generator=torch.Generator().manual_seed(0))
     assert relative_error(more.construct_kernel(), few.construct_kernel()) < 1e-12
     assert not more.weight[..., 3:].any()
-    x, y = more.P[:, ..., 3:]
+    y, x = more.P[:, ..., 3:] if version == "v0" else more.P[:, ..., 3:].flip(0)
     assert more.dilated_kernel_size == (7, 1)
     assert not x.any()
     assert -3 <= y.min() < -2
@@ -112,11 +113,12 @@ def test_clamped_positions_are_on_the_grid(layer_class, version):
     nn.init.normal_(layer.P, std=5)
     inside = layer.P.detach().clone()
     layer.clamp_positions()
-    for axis, size in enumerate(sizes):
-        cells = layer.P[layer.dims - 1 - axis] + size // 2
+    for d, axis in enumerate(position_axes(version, layer.dims)):
+        size = sizes[axis]
+        cells = layer.P[d] + size // 2
         assert cells.min() >= 0
         assert cells.max() <= size - 1
-        untouched = inside[layer.dims - 1 - axis] + size // 2
+        untouched = inside[d] + size // 2
         within = (untouched >= 0) & (untouched <= size - 1)
         assert torch.equal(cells[within], untouched[within])
     assert layer.P.requires_grad
@@ -133,7 +135,7 @@ def test_positions_of_a_new_layer_are_normal_and_on_the_grid():
 def test_functional_form_convolves_with_the_kernel(g, version):
     generator, shape = g.generator(), (g.out_channels, g.in_channels // g.groups, 3)
     weight, P = normal(generator, *shape), normal(generator, g.dims, *shape)
-    SIG = normal(generator, g.dims, *shape) if version == "gauss" else None
+    SIG = normal(generator, g.dims, *shape) if version in LEAST_SIGMA else None
     bias = normal(generator, g.out_channels) if g.bias else None
     undilated = Geometry(**vars(g) | {"dilation": (1,) * g.dims})
     geometry = (g.stride, g.padding, g.kernel_size, g.groups, g.padding_mode)
@@ -197,3 +199,9 @@ def test_layer_follows_the_conversion_of_its_module(dtype):
     restored = meta.to_empty(device="cpu")
     assert {name: value.shape for name, value in restored.state_dict().items()} == shapes
     assert {value.dtype for value in restored.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(("version", "start"), [("v0", None), ("v1", None), ("max", 0.0), ("gauss", 0.23)])
+def test_widths_of_a_new_layer(version, start):
+    SIG = Dcls2d(4, 6, 5, version=version).SIG
+    assert SIG is None if start is None else torch.equal(SIG, torch.full((2, 6, 4, 5), start))

@@ -6,8 +6,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from convswap import layers
-from convswap.layers.dcls_kernel import VERSIONS, position_bounds
+from convswap.layers.dcls_grid import position_axes, position_bounds
+from convswap.layers.dcls_kernel import LEAST_SIGMA, VERSIONS
 from convswap.layers.functional import construct_kernel
 
 from .helpers import few_examples, normal, relative_error, seeds
@@ -16,28 +16,37 @@ from .helpers import few_examples, normal, relative_error, seeds
 def compare_every_cell(weight, P, SIG, sizes, version):
     """The formulas as they are published, each element against each cell of the grid."""
     dims = len(sizes)
+    # Which kernel axis each P[d] moves along: 0 is the first.
+    axes = {1: [0], 2: [0, 1], 3: [0, 2, 1]}[dims] if version == "v0" else list(range(dims))[::-1]
     bump = torch.ones((), dtype=weight.dtype)
-    for axis, size in enumerate(sizes):
-        d = dims - 1 - axis
+    for d, axis in enumerate(axes):
+        size = sizes[axis]
         cells = torch.arange(size, dtype=weight.dtype).view(-1, *(1,) * (dims - 1 - axis))
         centre = (P[d] + size // 2).view(*P.shape[1:], *(1,) * dims)
-        if version == "v1":
-            bump = bump * (1 - (cells - centre).abs()).clamp(min=0)
+        distance = (cells - centre).abs()
+        if version in ("v0", "v1"):
+            bump = bump * (1 - distance).clamp(min=0)
+        elif version == "max":
+            bump = bump * (SIG[d].abs().view(centre.shape) + 1 - distance).clamp(min=0)
         else:
-            sigma = (SIG[d].abs() + 0.27).view(*P.shape[1:], *(1,) * dims)
-            bump = bump * torch.exp(-0.5 * ((cells - centre) / sigma) ** 2)
-    grid = tuple(range(-dims, 0))
-    bump = bump / (bump.sum(grid, keepdim=True) + 1e-7)
+            bump = bump * torch.exp(-0.5 * (distance / (SIG[d].abs().view(centre.shape) + 0.27)) ** 2)
+    if version != "v0":
+        bump = bump / (bump.sum(tuple(range(-dims, 0)), keepdim=True) + 1e-7)
     return (weight.view(*weight.shape, *(1,) * dims) * bump).sum(2)
 
 
 def elements(seed, sizes, version, shape=(3, 2, 4), spread=1.0):
     generator = torch.Generator().manual_seed(seed)
     weight = normal(generator, *shape)
-    reach = torch.tensor([size / 2 for size in reversed(sizes)], dtype=torch.float64).view(-1, 1, 1, 1)
-    P = normal(generator, len(sizes), *shape) * reach * spread
-    SIG = normal(generator, len(sizes), *shape) if version == "gauss" else None
+    P = normal(generator, len(sizes), *shape) * half_sizes(sizes, version) * spread
+    SIG = normal(generator, len(sizes), *shape) if version in LEAST_SIGMA else None
     return weight, P, SIG
+
+
+def half_sizes(sizes, version):
+    """Of the axis that each P[d] moves along."""
+    halves = [sizes[axis] / 2 for axis in position_axes(version, len(sizes))]
+    return torch.tensor(halves, dtype=torch.float64).view(-1, 1, 1, 1)
 
 
 def gradients(kernel, tensors, seed=0):
@@ -64,7 +73,7 @@ def test_kernel_is_that_of_comparing_every_element_with_every_cell(version, size
 @pytest.mark.parametrize("version", VERSIONS)
 def test_element_far_off_the_grid_leaves_nothing(version):
     weight, P = torch.ones(1, 1, 1), torch.tensor([40.0, -1e9]).view(2, 1, 1, 1)
-    SIG = torch.zeros_like(P) if version == "gauss" else None
+    SIG = torch.zeros_like(P) if version in LEAST_SIGMA else None
     tensors = with_gradients((weight, P, SIG))
     kernel = construct_kernel(*tensors, (5, 4), version)
     assert torch.equal(kernel, torch.zeros(1, 1, 5, 4))
@@ -73,33 +82,12 @@ def test_element_far_off_the_grid_leaves_nothing(version):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_element_on_a_pixel_fills_its_cell(version):
-    P = torch.tensor([1.0, -2.0, 0.0], dtype=torch.float64).view(3, 1, 1, 1)
-    SIG = torch.zeros_like(P) if version == "gauss" else None
+    x, y, z = 1.0, -2.0, 0.0
+    P = torch.tensor([z, x, y] if version == "v0" else [x, y, z], dtype=torch.float64).view(3, 1, 1, 1)
+    SIG = torch.zeros_like(P) if version in LEAST_SIGMA else None
     kernel = construct_kernel(torch.ones(1, 1, 1, dtype=torch.float64), P, SIG, (3, 5, 4), version)
-    assert divmod(int(kernel.argmax()), 20) == (1, 0 * 4 + 3)  # (z, y, x) = (0 + 1, -2 + 2, 1 + 2)
+    assert divmod(int(kernel.argmax()), 20) == (0 + 1, (-2 + 2) * 4 + 1 + 2)  # z, then y and x
     assert kernel.sum().item() == pytest.approx(1, abs=2e-7)
-
-
-@few_examples
-@given(seeds, st.sampled_from((1, 2, 3)), st.integers(1, 6), st.sampled_from((1, 2)), st.booleans())
-@pytest.mark.parametrize("version", VERSIONS)
-def test_state_dict_output_and_gradients_of_the_dcls_package(version, seed, dims, size, groups, bias):
-    name = f"Dcls{dims}d"
-    torch.manual_seed(seed)
-    arguments = (4, 6, 3, (1,) * dims, (2,) * dims, (size,) * dims, groups, bias, "zeros", version)
-    oracle = getattr(oracle_modules, name)(*arguments).double()
-    torch.nn.init.normal_(oracle.P)
-    if oracle.SIG is not None:
-        torch.nn.init.normal_(oracle.SIG)
-    ours = getattr(layers, name)(*arguments, dtype=torch.float64)
-    ours.load_state_dict(oracle.state_dict())
-    x = torch.randn(2, 4, *(7,) * dims, dtype=torch.float64)
-    y, expected = ours(x), oracle(x)
-    assert relative_error(y, expected) < 1e-12
-    y.square().sum().backward()
-    expected.square().sum().backward()
-    for key, parameter in oracle.named_parameters():
-        assert relative_error(ours.get_parameter(key).grad, parameter.grad, least=1) < 1e-10, key
 
 
 def test_position_on_a_pixel_has_the_mean_of_both_slopes_where_the_package_has_none():
@@ -154,8 +142,10 @@ def test_first_and_second_derivatives(version, seed, sizes):
     present = tuple(t for t in tensors if t is not None)
     function = partial(construct_with, sizes=sizes, version=version)
     # Normalised triangles that all but miss the grid are too steep for finite differences.
-    reach = torch.tensor([size / 2 for size in reversed(sizes)], dtype=torch.float64).view(-1, 1, 1, 1)
-    assume(bool((tensors[1].abs() < reach).all()))
+    assume(bool((tensors[1].abs() < half_sizes(sizes, version)).all()))
+    if version == "max":  # further kinks, a width away
+        fractions = (tensors[1].abs() - tensors[2].abs()) % 1, (tensors[1].abs() + tensors[2].abs()) % 1
+        assume(all(bool(((f > 1e-2) & (f < 0.99)).all()) for f in fractions))
     assert torch.autograd.gradcheck(function, present)
     assert torch.autograd.gradgradcheck(function, present)
 
@@ -180,6 +170,10 @@ def test_half_precision_is_computed_in_single(version, dtype):
     [
         ({"version": "v7"}, "v7"),
         ({"version": "gauss"}, "needs SIG"),
+        ({"version": "max"}, "needs SIG"),
+        ({"least_sigma": 0.5}, "least_sigma.*0.5 for 'v1'"),
+        ({"version": "gauss", "SIG": (2, 3, 2, 4), "least_sigma": 0.0}, "least_sigma.*0.0"),
+        ({"weight": (3, 2, 2, 4)}, r"P must have shape \(2, 3, 2, 2, 4\)"),
         ({"SIG": (2, 3, 2, 4)}, "has no SIG"),
         ({"P": (1, 3, 2, 4)}, r"\(2, 3, 2, 4\), got \(1, 3, 2, 4\)"),
         ({"P": (2, 3, 2, 5)}, r"\(2, 3, 2, 4\), got \(2, 3, 2, 5\)"),
@@ -188,10 +182,17 @@ def test_half_precision_is_computed_in_single(version, dtype):
     ],
 )
 def test_tensors_that_do_not_fit_are_named(change, message):
-    shapes = {"weight": (3, 2, 4), "P": (2, 3, 2, 4), "SIG": None} | {k: v for k, v in change.items() if k != "version"}
+    shapes = {"weight": (3, 2, 4), "P": (2, 3, 2, 4), "SIG": None} | {
+        k: change[k] for k in change if k in ("weight", "P", "SIG")
+    }
     tensors = {name: None if shape is None else torch.zeros(shape) for name, shape in shapes.items()}
     with pytest.raises(ValueError, match=message):
-        construct_kernel(**tensors, dilated_kernel_size=(5, 5), version=change.get("version", "v1"))
+        construct_kernel(
+            **tensors,
+            dilated_kernel_size=(5, 5),
+            version=change.get("version", "v1"),
+            least_sigma=change.get("least_sigma"),
+        )
 
 
 @pytest.mark.parametrize("size", range(1, 7))
@@ -206,3 +207,68 @@ def test_autocast_leaves_the_kernel_precise(version):
     expected = construct_kernel(*tensors, (7, 7), version)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(construct_kernel(*tensors, (7, 7), version), expected)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_dense_axes_are_as_so_many_more_input_channels(version):
+    sizes = (5, 4)
+    weight, P, SIG = elements(5, sizes, version, shape=(3, 2 * 3 * 2, 4))
+    expected = construct_kernel(weight, P, SIG, sizes, version).view(3, 2, 3, 2, *sizes)
+    with_axes = [None if t is None else t.unflatten(-2, (2, 3, 2)) for t in (weight, P, SIG)]
+    assert torch.equal(construct_kernel(*with_axes, sizes, version), expected)
+
+
+@few_examples
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3), seeds, st.booleans())
+def test_triangles_of_least_width_are_those_of_v1(sizes, seed, on_pixels):
+    weight, P, _ = elements(seed, sizes, "v1", spread=0.5)
+    P = P.round() if on_pixels else P
+    narrow, wide = with_gradients((weight, P, None)), with_gradients((weight, P, torch.zeros_like(P)))
+    kernels = construct_kernel(*narrow, sizes, "v1"), construct_kernel(*wide, sizes, "max")
+    assert relative_error(kernels[1], kernels[0], least=1) < 1e-13
+    for mine, theirs in zip(gradients(kernels[0], narrow), gradients(kernels[1], wide), strict=False):
+        assert relative_error(theirs, mine, least=1) < 1e-12
+
+
+def test_width_on_a_kink_has_the_mean_of_both_slopes():
+    weight, P = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    G = normal(torch.Generator().manual_seed(0), 5)
+    value = lambda SIG: (construct_kernel(weight, P, SIG, (5,), "max") * G).sum()
+    SIG = torch.full_like(P, 1.0, requires_grad=True)  # reaches the second pixel on either side
+    value(SIG).backward()
+    step = 1e-6
+    with torch.no_grad():
+        right, left = (value(SIG + step) - value(SIG)) / step, (value(SIG) - value(SIG - step)) / step
+    assert abs(right - left) > 0.01
+    assert SIG.grad.item() == pytest.approx((right + left).item() / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_v0_on_a_pixel_has_the_package_s_slope(dims):
+    weight = normal(torch.Generator().manual_seed(0), 3, 2, 4)
+    P = torch.randint(-2, 3, (dims, 3, 2, 4), generator=torch.Generator().manual_seed(1)).double()
+    oracle = getattr(oracle_modules, f"Dcls{dims}d")(2, 3, 4, dilated_kernel_size=5, version="v0").double()
+    ours, theirs = with_gradients((weight, P, None)), with_gradients((weight, P, None))
+    mine = gradients(construct_kernel(*ours, (5,) * dims, "v0"), ours)
+    for one, other in zip(mine, gradients(oracle.DCK(*theirs), theirs), strict=True):
+        assert other.any()
+        assert relative_error(one, other) < 1e-12
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_position_that_is_no_number_is_seen_in_the_kernel(version):
+    weight, P, SIG = elements(0, (5, 5), version)
+    P[0, 1, 0, 2] = torch.nan
+    kernel = construct_kernel(weight, P, SIG, (5, 5), version)
+    assert kernel[1, 0].isnan().any()
+    assert not kernel[0].isnan().any()
+
+
+@pytest.mark.parametrize("on_pixels", [False, True])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kernel_without_gradients_is_the_same(version, on_pixels):
+    weight, P, SIG = elements(2, (6, 5), version)
+    tensors = weight, P.round() if on_pixels else P, SIG
+    expected = construct_kernel(*tensors, (6, 5), version)
+    with torch.no_grad():
+        assert torch.equal(construct_kernel(*tensors, (6, 5), version), expected)

@@ -17,8 +17,14 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from convswap.layers import (
     ConvLayer,
     Dcls1d,
+    Dcls2_1d,
     Dcls2d,
+    Dcls2dK1d,
+    Dcls3_1d,
     Dcls3d,
+    DclsDilated1d,
+    DclsDilated2d,
+    DclsLayer,
     DynamicConv1d,
     DynamicConv2d,
     DynamicConv3d,
@@ -32,6 +38,8 @@ class Kind:
     layer: type[ConvLayer]
     options: dict[str, Any] = field(default_factory=dict)
     exact: bool = True
+    kernel_size: tuple[int, ...] | None = None
+    """Of the convolutions that it can be made from, where not all will do."""
 
     @property
     def dims(self) -> int:
@@ -43,6 +51,9 @@ class Kind:
     def from_conv(self, conv: nn.Module, seed: int = 0) -> Any:
         return self.layer.from_conv(conv, generator=torch.Generator().manual_seed(seed), **self.options)
 
+    def usual(self, **changes: Any) -> Geometry:
+        return usual(self.dims, **({"kernel_size": self.kernel_size} if self.kernel_size else {}) | changes)
+
 
 KINDS = (
     Kind(DynamicConv1d),
@@ -53,9 +64,16 @@ KINDS = (
     Kind(Dcls2d),
     Kind(Dcls2d, {"kernel_count": 20}),
     Kind(Dcls3d),
-    Kind(Dcls1d, {"version": "gauss"}, exact=False),
-    Kind(Dcls2d, {"version": "gauss"}, exact=False),
-    Kind(Dcls3d, {"version": "gauss"}, exact=False),
+    *(Kind(layer, {"version": version}) for layer in (Dcls1d, Dcls2d, Dcls3d) for version in ("v0", "max")),
+    *(Kind(layer, {"version": "gauss"}, exact=False) for layer in (Dcls1d, Dcls2d, Dcls3d)),
+    *(Kind(layer, {"version": version}) for layer in (Dcls2_1d, Dcls3_1d) for version in ("v1", "max")),
+    Kind(Dcls3_1d, {"version": "gauss"}, exact=False),
+    Kind(Dcls2dK1d, kernel_size=(3, 1)),
+    Kind(Dcls2dK1d, {"version": "v0"}, kernel_size=(1, 3)),
+    Kind(Dcls2dK1d, {"version": "gauss"}, exact=False, kernel_size=(1, 3)),
+    Kind(DclsDilated1d),
+    Kind(DclsDilated2d),
+    Kind(DclsDilated2d, {"shared_positions": True, "gain": 0.5}),
 )
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -86,6 +104,8 @@ def test_layer_computes_what_the_convolution_does(kind, dtype, tolerance):
     @few_examples
     @given(geometries(dims=kind.dims, min_size=9))
     def check(g):
+        if kind.kernel_size:
+            g = replace(g, kernel_size=kind.kernel_size)
         conv, x = g.conv(dtype), g.input(dtype=dtype)
         assume(kind.layer.unsupported_reason(conv, **kind.options) is None)
         layer = kind.from_conv(conv, g.seed)
@@ -99,7 +119,7 @@ def test_layer_computes_what_the_convolution_does(kind, dtype, tolerance):
 
 @every_kind
 def test_every_parameter_moves_in_two_steps(kind):
-    g = usual(kind.dims)
+    g = kind.usual()
     layer, x = kind.from_conv(g.conv()), g.input()
     start = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -114,7 +134,7 @@ def test_every_parameter_moves_in_two_steps(kind):
 
 @every_kind
 def test_new_parameters_are_those_that_a_convolution_has_not(kind):
-    layer = kind.from_conv(usual(kind.dims).conv())
+    layer = kind.from_conv(kind.usual().conv())
     carried = set(dict(layer.named_parameters())) - set(layer.new_parameters())
     assert carried == {"weight", "bias"}
     assert layer.new_parameters()
@@ -123,7 +143,7 @@ def test_new_parameters_are_those_that_a_convolution_has_not(kind):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @every_kind
 def test_half_precision_is_carried(kind, dtype):
-    g = usual(kind.dims)
+    g = kind.usual()
     conv, x = g.conv(dtype), g.input(dtype=dtype)
     layer = kind.from_conv(conv)
     assert {value.dtype for value in layer.state_dict().values()} == {dtype}
@@ -134,7 +154,7 @@ def test_half_precision_is_carried(kind, dtype):
 
 @every_kind
 def test_small_half_precision_weights_stay_small(kind):
-    conv = usual(kind.dims).conv(torch.float16)
+    conv = kind.usual().conv(torch.float16)
     with torch.no_grad():
         conv.weight.mul_(1e-4)
         conv.bias.zero_()
@@ -144,7 +164,7 @@ def test_small_half_precision_weights_stay_small(kind):
 
 @every_kind
 def test_modes_and_requires_grad_are_carried(kind):
-    conv = usual(kind.dims).conv().eval()
+    conv = kind.usual().conv().eval()
     conv.weight.requires_grad_(False)
     layer = kind.from_conv(conv)
     assert not any(module.training for module in layer.modules())
@@ -156,7 +176,7 @@ def test_modes_and_requires_grad_are_carried(kind):
 
 @every_kind
 def test_the_convolution_is_left_alone(kind):
-    conv = usual(kind.dims).conv()
+    conv = kind.usual().conv()
     before = state_of(conv)
     layer = kind.from_conv(conv)
     with torch.no_grad():
@@ -167,7 +187,7 @@ def test_the_convolution_is_left_alone(kind):
 
 @every_kind
 def test_geometry_is_carried(kind):
-    g = usual(kind.dims, padding_mode="circular")
+    g = kind.usual(padding_mode="circular")
     layer = kind.from_conv(g.conv())
     assert (layer.in_channels, layer.out_channels, layer.groups) == (4, 6, 2)
     assert (layer.stride, layer.padding_mode) == (g.stride, "circular")
@@ -177,7 +197,7 @@ def test_geometry_is_carried(kind):
 
 @every_kind
 def test_zero_weights(kind):
-    g = usual(kind.dims)
+    g = kind.usual()
     conv, x = g.conv(), g.input()
     with torch.no_grad():
         conv.weight.zero_()
@@ -193,7 +213,7 @@ def test_zero_weights(kind):
 
 @every_kind
 def test_generator_decides_and_the_global_one_is_left_alone(kind):
-    conv = usual(kind.dims).conv()
+    conv = kind.usual().conv()
     before = torch.get_rng_state()
     first = kind.from_conv(conv, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
@@ -226,7 +246,7 @@ class OnlyMeta(TorchDispatchMode):
 
 @every_kind
 def test_meta_convolution_allocates_nothing(kind):
-    g = usual(kind.dims)
+    g = kind.usual()
     conv, x = g.conv().to("meta"), g.input(3).to("meta")
     with OnlyMeta():
         layer = kind.from_conv(conv)
@@ -307,7 +327,7 @@ def test_bad_arguments_are_named(kind, change, message):
 def case(request):
     """A layer in double precision, an input, and the layer's output for it."""
     kind = request.param
-    g = usual(kind.dims)
+    g = kind.usual()
     torch.manual_seed(3)
     layer = make(kind, stride=2, groups=2, dtype=torch.float64)
     x = g.input()
@@ -345,7 +365,8 @@ def test_channels_last(case):
     assert relative_error(layer(x), y) < 1e-12
     from_channels_last = layer(x.to(memory_format=memory_format))
     assert relative_error(from_channels_last, y) < 1e-12
-    if kind.dims == 2:  # convolutions over three axes do not keep it in double precision
+    # Over three axes the convolutions of torch do not keep it in double precision.
+    if kind.dims == 2 or (kind.dims == 3 and isinstance(layer, DclsLayer)):
         assert is_channels_last(from_channels_last)
 
 
@@ -360,7 +381,7 @@ def test_no_batch_and_batch_of_one_and_none(case):
 
 @every_kind
 def test_image_of_one_pixel(kind):
-    g = usual(kind.dims, size=(1,) * kind.dims)
+    g = kind.usual(size=(1,) * kind.dims)
     conv, x = g.conv(), g.input(3)
     assert relative_error(kind.from_conv(conv)(x), conv(x)) < (1e-10 if kind.exact else 0.03)
 

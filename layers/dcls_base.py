@@ -1,0 +1,75 @@
+"""What all layers with learned positions have in common, whatever their elements look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ._base import Conv, ConvLayer
+from .frozen import frozen_conv
+from .ops._load import want_kernels
+
+
+class DclsLayer(ConvLayer):
+    """Base of the layers whose kernel is drawn from elements of ``weight`` at learned positions ``P``.
+
+    Several layers may hold the same ``P`` (the same ``nn.Parameter``), as the blocks of a stage do in the paper.
+    """
+
+    weight: nn.Parameter
+    P: nn.Parameter
+    bias: nn.Parameter | None
+    window: tuple[int, ...]
+    """Number of pixels that the kernel which ``padding`` is meant for spans on each axis."""
+
+    def construct_kernel(self) -> Tensor:
+        """The dense kernel (out_channels, in_channels / groups, *kernel) that the layer convolves with."""
+        raise NotImplementedError
+
+    def clamp_positions(self) -> None:
+        """Move elements that have left the grid back to its border; to be called after each optimiser step.
+
+        See also `clamp_after_step`.
+        """
+        raise NotImplementedError
+
+    def kernel_dilation(self) -> tuple[int, ...]:
+        """The dilation that the dense kernel is used with."""
+        return (1,) * self.dims
+
+    @torch.no_grad()
+    def freeze(self) -> Conv:
+        """The plain convolution that this layer is at present: an ``nn.ConvNd`` with the dense kernel.
+
+        Its padding is larger than the layer's by what the grid extends the window on each side. With
+        ``padding="same"`` and a stride, which ``nn.ConvNd`` does not have, it is a subclass of our own. Nothing is
+        shared with the layer.
+        """
+        bias = self.bias
+        conv = frozen_conv(
+            nn.Parameter(self.construct_kernel().detach(), self.weight.requires_grad),
+            None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad),
+            self.stride,
+            self.padding,
+            self.kernel_dilation(),
+            self.groups,
+            self.padding_mode,
+            self.window,
+        )
+        return conv.train(self.training)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Parameters of four and five axes are no images here: to(memory_format=...) must pass over them.
+        def pass_over_format(value: Tensor) -> Tensor:
+            return fn(value.flatten(1)).view_as(value) if value.dim() >= 4 else fn(value)
+
+        super()._apply(pass_over_format, recurse)  # type: ignore[no-untyped-call]
+        want_kernels(self)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        want_kernels(self)

@@ -1,0 +1,70 @@
+"""The functional form of dilated convolution with learnable spacings."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ._geometry import IntOrInts, Padding, effective_size, normalise_padding, per_axis
+from .dcls_kernel import Version, construct_kernel
+from .frozen import grown_conv
+
+
+def dcls_conv(
+    x: Tensor,
+    weight: Tensor,
+    P: Tensor,
+    SIG: Tensor | None,
+    bias: Tensor | None,
+    stride: IntOrInts = 1,
+    padding: Padding = 0,
+    dilated_kernel_size: IntOrInts = 7,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    version: Version = "v1",
+    window: IntOrInts | None = None,
+    dense_dilation: IntOrInts = 1,
+    flat_dim: int | None = None,
+    least_sigma: float | None = None,
+) -> Tensor:
+    """Build a DCLS kernel and convolve with it, in one, two or three dimensions.
+
+    Args:
+        x: (B, C, *size), or (C, *size). The result is channels_last where it is.
+        weight, P, SIG, version, least_sigma: as in `construct_kernel`. The convolution has the dense axes of
+            ``weight``, then those that P moves along.
+        bias: (O) or None.
+        stride, padding, groups, padding_mode: as in ``nn.Conv2d``; ``padding="same"`` with any stride.
+        dilated_kernel_size: size of the kernel that is built, along the axes that P moves along.
+        window: ``padding`` is that of a kernel that spans this many pixels; half of what the kernel is larger is added
+            on each side. What the kernel itself spans by default.
+        dense_dilation: dilation of the dense axes.
+        flat_dim: for elements on one axis, none dense: convolve in two dimensions with a kernel (size, 1) for 0 or
+            (1, size) for 1.
+    """
+    spaced, dense = P.shape[0], tuple(weight.shape[2:-1])
+    sizes = per_axis(dilated_kernel_size, spaced, "dilated_kernel_size")
+    taps, dilation = (*dense, *sizes), (*per_axis(dense_dilation, len(dense), "dense_dilation"), *(1,) * spaced)
+    if flat_dim is not None:
+        taps, dilation = flat_kernel_size(taps, flat_dim), (1, 1)
+    dims = len(taps)
+    geometry = (
+        per_axis(stride, dims, "stride"),
+        normalise_padding(padding, dims),
+        dilation,
+        groups,
+        padding_mode,
+        effective_size(taps, dilation) if window is None else per_axis(window, dims, "window"),
+    )
+    kernel = construct_kernel(weight, P, SIG, sizes, version, least_sigma)
+    return grown_conv(x, kernel.reshape(*kernel.shape[:2], *taps), bias, *geometry)
+
+
+def flat_kernel_size(sizes: tuple[int, ...], flat_dim: int) -> tuple[int, int]:
+    """(size, 1) or (1, size).
+
+    Raises:
+        ValueError: unless there is one size and ``flat_dim`` is 0 or 1.
+    """
+    if len(sizes) != 1 or flat_dim not in (0, 1):
+        raise ValueError(f"flat_dim must be 0 or 1 and the kernel have one axis, got flat_dim={flat_dim}, size {sizes}")
+    return (sizes[0], 1) if flat_dim == 0 else (1, sizes[0])
