@@ -4,7 +4,7 @@ from .convert import apply, convert, convert_
 from .diff import diff
 from .errors import ConvswapError
 from .files import load, save
-from .parameters import new_parameters
+from .parameters import new_parameters, param_groups
 from .plan import Swap, plan
 from .report import report
 from .targets import register
@@ -22,6 +22,7 @@ __all__ = [
     "diff",
     "load",
     "new_parameters",
+    "param_groups",
     "plan",
     "register",
     "report",

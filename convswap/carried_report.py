@@ -38,6 +38,17 @@ def earlier_report(model: nn.Module) -> Report | None:
     return replace(found, parameters=_before(found, model))
 
 
+def with_present_pictures(made: Report, model: nn.Module) -> Report:
+    """The same report with the pictures of layers, which may have been trained, as they are in ``model`` now."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    pictures = {
+        step.name: step.picture.at_present(modules[step.name])
+        for step in made.swaps
+        if step.picture is not None and step.name in modules
+    }
+    return made.with_pictures(pictures)
+
+
 def _before(made: Report, model: nn.Module) -> int:
     """Parameters of ``model`` before its parts were converted."""
     now = sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
@@ -52,10 +63,16 @@ def _prefixed(made: Report, prefix: str) -> Report:
     def named(name: str) -> str:
         return f"{prefix}.{name}" if name else prefix
 
+    def group(name: str | None) -> str | None:
+        return None if name is None else named(name)
+
     return replace(
         made,
-        steps=tuple(replace(s, name=named(s.name), aliases=tuple(map(named, s.aliases))) for s in made.steps),
+        steps=tuple(
+            replace(s, name=named(s.name), aliases=tuple(map(named, s.aliases)), group=group(s.group))
+            for s in made.steps
+        ),
         others=tuple(replace(other, name=named(other.name)) for other in made.others),
-        recipe=Recipe(tuple(replace(s, name=named(s.name)) for s in made.recipe.steps)),
+        recipe=Recipe(tuple(replace(s, name=named(s.name), group=group(s.group)) for s in made.recipe.steps)),
         verification=None,
     )

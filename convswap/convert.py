@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .carried_report import attach_report, earlier_report
+from .decisions import Decision
 from .errors import ConvswapError, did_you_mean
 from .inputs import ExampleInputs
 from .options import make_options
-from .plan import Decision, Plan, Step, Swap, keep_reason, make_steps, plan
+from .plan import Plan, Step, Swap, keep_reason, make_steps, plan
+from .position_pictures import start_picture
 from .recipe import Recipe, make_recipe
 from .replacing import put_in_place
-from .report import describe_geometry, make_report
+from .report import Report, describe_geometry, make_report
 from .rewrite import build_layers, copy_with
 from .sites import Trace
 from .targets import get_target
@@ -84,7 +86,9 @@ def convert_(
     seed = _whole_number(seed)
     the_plan = plan(model, to, where, example_inputs=example_inputs, **options)
     report = make_report(the_plan, make_recipe(the_plan.steps, seed), earlier_report(model))
-    put_in_place(model, build_layers(the_plan.steps, seed))
+    layers = build_layers(the_plan.steps, seed)
+    report = _with_start_pictures(report, the_plan.steps, layers)
+    put_in_place(model, layers)
     attach_report(model, report)
     return model
 
@@ -106,8 +110,10 @@ def apply(recipe: Plan | Recipe | Mapping[str, Any], model: nn.Module, *, seed: 
     the_recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_dict(recipe)
     steps, found = recipe_steps(the_recipe, model)
     seeds = {step.name: step.seed for step in the_recipe.steps}
-    converted = copy_with(model, build_layers(steps, seeds))
-    attach_report(converted, make_report(Plan(found, steps), the_recipe, None))
+    layers = build_layers(steps, seeds)
+    report = _with_start_pictures(make_report(Plan(found, steps), the_recipe, earlier_report(model)), steps, layers)
+    converted = copy_with(model, layers)
+    attach_report(converted, report)
     return converted
 
 
@@ -130,13 +136,14 @@ def recipe_steps(recipe: Recipe, model: nn.Module) -> tuple[tuple[Step, ...], Tr
     for site in found.sites:
         step = wanted.get(site.name)
         if step is None:
-            decisions.append((site, "not in the recipe", None, None))
+            decisions.append(Decision(site, "not in the recipe"))
             continue
         reason = keep_reason(site)
         if reason is not None:
             raise ConvswapError(f"the recipe converts {site.name!r}, which must be kept: {reason}")
         target = get_target(step.target)
-        decisions.append((site, "in the recipe", target, make_options(target, step.options)))
+        options = make_options(target, step.options)
+        decisions.append(Decision(site, "in the recipe", target, options, step.group))
     return make_steps(decisions), found
 
 
@@ -168,10 +175,17 @@ def _whole_number(seed: Any) -> int:
 
 def _carry_out(the_plan: Plan, model: nn.Module, seed: int, inputs: VerifyInputs) -> nn.Module:
     report = make_report(the_plan, make_recipe(the_plan.steps, seed), earlier_report(model))
-    converted = copy_with(model, build_layers(the_plan.steps, seed))
+    layers = build_layers(the_plan.steps, seed)
+    report = _with_start_pictures(report, the_plan.steps, layers)
+    converted = copy_with(model, layers)
     attach_report(converted, report)
     if inputs is not None:
         verification = verify(model, converted, inputs)
         require_passed(verification)
         attach_report(converted, report.with_verification(verification))
     return converted
+
+
+def _with_start_pictures(report: Report, steps: Sequence[Step], layers: Mapping[int, nn.Module]) -> Report:
+    made = {step.site.name: layers[id(step.site.module)] for step in steps if step.action == "swap"}
+    return report.with_pictures({name: start_picture(layer) for name, layer in made.items()})

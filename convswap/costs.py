@@ -48,9 +48,18 @@ class CostOnDemand:
     Copied and pickled as the plain `Cost` it stands for.
     """
 
-    def __init__(self, layer: nn.Module, calls: Sequence[ConvCall], batch: int) -> None:
-        """``calls`` are those of the convolution that the layer takes the place of, in a pass of ``batch`` samples."""
-        self.parameters, self.parameter_bytes = _parameters(layer)
+    def __init__(
+        self, layer: nn.Module, calls: Sequence[ConvCall], batch: int, *, besides: nn.Module | None = None
+    ) -> None:
+        """Hold ``layer`` until its cost is asked for.
+
+        Args:
+            layer: a layer on the meta device.
+            calls: those of the convolution that it takes the place of, in a pass of ``batch`` samples.
+            batch: see ``calls``.
+            besides: a layer whose parameters are not counted again where this one shares them.
+        """
+        self.parameters, self.parameter_bytes = _parameters(layer, besides)
         self._layer, self._calls, self._batch = layer, calls, batch
 
     @cached_property
@@ -84,8 +93,9 @@ def known(cost: Cost | CostOnDemand) -> Cost:
     return cost.cost if isinstance(cost, CostOnDemand) else cost
 
 
-def _parameters(module: nn.Module) -> tuple[int, int]:
-    parameters = list(module.parameters())
+def _parameters(module: nn.Module, besides: nn.Module | None = None) -> tuple[int, int]:
+    counted = set() if besides is None else {id(parameter) for parameter in besides.parameters()}
+    parameters = [parameter for parameter in module.parameters() if id(parameter) not in counted]
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
 
 

@@ -131,6 +131,7 @@ def load(
         put_in_place(model, {id(layer): convs[conv] for conv, layer in layers.items()})  # as it was
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise FileError(f"{path} does not fit the architecture {type(model).__name__}:\n{lines}")
+    _separate(model, state)
     match_precision(model, state)
     model.load_state_dict(state)
     attach_report(model, info.report)
@@ -208,6 +209,21 @@ def _build(path: Path, info: FileInfo, trust_source: bool) -> nn.Module:
             "trust it: load(path, trust_source=True) or load(path, model=fresh_model), or --model on the command line"
         )
     return build_model(info.source)
+
+
+def _separate(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give modules that hold one parameter parameters of their own where the file has several tensors for it."""
+    first: dict[int, Tensor] = {}
+    separate: dict[tuple[int, int], nn.Parameter] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        stored = state.get(name)
+        if stored is None or not stored.numel() or first.setdefault(id(parameter), stored) is stored:
+            continue
+        key = (id(parameter), id(stored))
+        if key not in separate:
+            separate[key] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+        owner, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(owner), own_name, separate[key])
 
 
 def _untie(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -81,6 +81,8 @@ def notes(report: Report) -> dict[str, list[str]]:
     for step in report.swaps:
         if step.note is not None:
             found.setdefault(step.note, []).append(step.name)
+        if step.group is not None:
+            found.setdefault(f"the group of {step.group} shares its new parameters", []).append(step.name)
     return found
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import numbers
-import operator
-import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from .errors import OptionError, UnknownNameError, did_you_mean
+from .field_types import NO_FIT, alternatives, fit
 from .targets import Target
 
 
@@ -32,7 +29,13 @@ def make_options(target: Target, given: Mapping[str, Any]) -> Any:
                 f"target {target.name!r} has no option {name!r}.{did_you_mean(name, names)} "
                 f"Options: {', '.join(names) or 'none'}."
             )
-        values[name] = _fit(value, hints[name], f"option {name!r} of target {target.name!r}")
+        if value is None and any("none" in typing.get_args(kind) for kind in alternatives(hints[name])):
+            value = "none"  # which a command line's "none" is not read as
+        values[name] = fit(value, hints[name], finite=True)
+        if values[name] is NO_FIT:
+            raise OptionError(
+                f"option {name!r} of target {target.name!r} must be {_describe(hints[name])}, got {value!r}"
+            )
     try:
         return target.options(**values)
     except ValueError as error:
@@ -71,70 +74,16 @@ def _parse_value(text: str) -> Any:
     return text
 
 
-def _fit(value: Any, hint: Any, what: str) -> Any:
-    """``value`` as the type of a field, where it is of that type but for tuples and numbers of other libraries."""
-    for kind in _alternatives(hint):
-        fitted = _fit_one(value, kind)
-        if fitted is not _NO_FIT:
-            return fitted
-    raise OptionError(f"{what} must be {_describe(hint)}, got {value!r}")
-
-
-_NO_FIT = object()
-
-
-def _fit_one(value: Any, kind: Any) -> Any:
-    if typing.get_origin(kind) is Literal:
-        return next((known for known in typing.get_args(kind) if _fit_one(value, type(known)) == known), _NO_FIT)
-    if typing.get_origin(kind) is tuple:
-        if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-            return _NO_FIT
-        items = [_fit_one(item, typing.get_args(kind)[0]) for item in value]
-        return _NO_FIT if any(item is _NO_FIT for item in items) else tuple(items)
-    if kind is type(None):
-        return None if value is None else _NO_FIT
-    if kind is int:
-        return _whole_number(value)
-    if kind is float:
-        return _finite_number(value)
-    if kind is Any or (isinstance(kind, type) and isinstance(value, kind)):
-        return value
-    if not isinstance(kind, type) and callable(value):
-        return value
-    return _NO_FIT
-
-
-def _whole_number(value: Any) -> Any:
-    """``value`` as an int, which JSON can hold; numpy's and torch's numbers too."""
-    if str(getattr(value, "dtype", type(value).__name__)) in ("bool", "torch.bool"):
-        return _NO_FIT
-    try:
-        return operator.index(value)
-    except (TypeError, ValueError, RuntimeError):
-        return _NO_FIT
-
-
-def _finite_number(value: Any) -> Any:
-    is_float = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
-    number = value if is_float else _whole_number(value)
-    try:
-        return float(number) if number is not _NO_FIT and math.isfinite(number) else _NO_FIT
-    except OverflowError:
-        return _NO_FIT
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
-
-
 def _describe(hint: Any) -> str:
     words: list[str] = []
-    for kind in _alternatives(hint):
-        if typing.get_origin(kind) is Literal:
+    for kind in alternatives(hint):
+        origin = typing.get_origin(kind)
+        if origin is Literal:
             words.extend(repr(value) for value in typing.get_args(kind))
-        elif typing.get_origin(kind) is tuple:
+        elif origin is tuple:
             words.append(f"several of {typing.get_args(kind)[0].__name__}")
+        elif origin is Callable:
+            words.append("a function")
         else:
             words.append(
                 {type(None): "None", int: "a whole number", float: "a finite number", bool: "true or false"}.get(

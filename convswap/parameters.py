@@ -1,20 +1,80 @@
-"""Telling apart the parameters that a conversion added from those that it carried over."""
+"""Telling apart the parameters that a conversion added from those that it carried over, and how to train them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch import nn
 
-from .layers import ConvLayer
+from .layers import ConvLayer, DclsLayer
+
+POSITION_RATE = 5.0
+"""Learning rate of positions, relative to that of all else, as published (arXiv 2112.03740)."""
 
 
 def new_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of ``model`` that plain convolutions do not have, by qualified name.
 
+    What several layers share is there once, by its first name.
+
     To train those alone: ``model.requires_grad_(False)``, then set ``requires_grad`` on these again.
     """
-    return {
-        f"{name}.{own}" if name else own: parameter
-        for name, module in model.named_modules()
-        if isinstance(module, ConvLayer)
-        for own, parameter in module.new_parameters().items()
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, ConvLayer):
+            for own, parameter in module.new_parameters().items():
+                found.setdefault(id(parameter), (f"{name}.{own}" if name else own, parameter))
+    return dict(found.values())
+
+
+def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Parameters in groups for an optimiser, with the published recipe for DCLS layers (arXiv 2112.03740).
+
+    Positions (``P``) learn ``5 * lr`` and have no weight decay, widths (``SIG``) have no weight decay. Of the rest, as
+    in timm, what has at most one axis (norms, biases), is called ``bias``, or is named by ``model.no_weight_decay()``
+    has none either. Positions still have to be clamped after each step, see `convswap.layers.clamp_after_step`.
+
+    Args:
+        model: any model; before it is wrapped, if it has ``no_weight_decay``.
+        lr: learning rate of all but positions.
+        weight_decay: of the rest.
+
+    Returns:
+        Dicts with ``params``, ``lr``, ``weight_decay`` and ``name``, of parameters that require gradients only, each
+        parameter once, and no group empty. Schedulers that set learning rates themselves, such as ``OneCycleLR``, need
+        them by group: ``max_lr=[group["lr"] for group in groups]``.
+    """
+    positions, widths = (_of_dcls_layers(model, name) for name in ("P", "SIG"))
+    exempt = set(getattr(model, "no_weight_decay", tuple)())
+    groups: dict[str, dict[str, Any]] = {
+        "decay": {"params": [], "lr": lr, "weight_decay": weight_decay},
+        "no decay": {"params": [], "lr": lr, "weight_decay": 0.0},
+        "positions": {"params": [], "lr": POSITION_RATE * lr, "weight_decay": 0.0},
+        "widths": {"params": [], "lr": lr, "weight_decay": 0.0},
     }
+    for names, parameter in _named_once(model):
+        if id(parameter) in positions:
+            kind = "positions"
+        elif id(parameter) in widths:
+            kind = "widths"
+        elif parameter.dim() <= 1 or any(name in exempt or name.split(".")[-1] == "bias" for name in names):
+            kind = "no decay"
+        else:
+            kind = "decay"
+        groups[kind]["params"].append(parameter)
+    return [{**group, "name": name} for name, group in groups.items() if group["params"]]
+
+
+def _of_dcls_layers(model: nn.Module, name: str) -> set[int]:
+    """Identities of the parameters that DCLS layers hold by this name."""
+    return {id(module._parameters.get(name)) for module in model.modules() if isinstance(module, DclsLayer)}
+
+
+def _named_once(model: nn.Module) -> Iterator[tuple[list[str], nn.Parameter]]:
+    """Each parameter that requires gradients, with all of its names."""
+    found: dict[int, tuple[list[str], nn.Parameter]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            found.setdefault(id(parameter), ([], parameter))[0].append(name)
+    yield from found.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .conv_classes import conversion_note, plain_conv, unknown_class_reason
+from .conv_classes import conversion_note, unknown_class_reason
 from .costs import Cost, CostOnDemand, conv_cost, known
+from .decisions import Decision, group_label, keep_tied_together, name_groups, placement
 from .errors import ConvswapError, NothingToSwapError, OptionError
 from .inputs import ExampleInputs
 from .options import make_options, options_to_dict
@@ -54,8 +56,10 @@ class Step:
         options: the target's resolved options, None if kept.
         fidelity: what the new layer promises, None if kept.
         before: what the convolution costs.
-        cost_after: where ``after``, the new layer's cost (or the convolution's, if kept), comes from.
+        cost_after: where ``after``, the new layer's cost (or the convolution's, if kept), comes from. What a group
+            shares is counted for its first layer only.
         note: what else there is to say about the conversion, or None.
+        group: name of the first of the convolutions whose layers share parameters with this one's, or None.
     """
 
     site: ConvSite
@@ -67,6 +71,7 @@ class Step:
     before: Cost
     cost_after: Cost | CostOnDemand
     note: str | None = None
+    group: str | None = None
 
     @property
     def after(self) -> Cost:
@@ -134,27 +139,30 @@ def plan(
         others = "".join(f"\n  {other.name}: {other.reason}" for other in found.others[:5])
         raise NothingToSwapError(f"{found.model} has no convolution to convert.{others}")
     chosen = [matching(rule.where, found.sites) for rule in rules]
-    decided: list[tuple[ConvSite, str, Target | None, Any]] = []
+    decided = []
     for site in found.sites:
-        number = next((i for i, names in enumerate(chosen) if site.name in names), None)
-        if number is None:
-            decided.append((site, "not chosen by where", None, None))
+        rule = next((i for i, names in enumerate(chosen) if site.name in names), None)
+        if rule is None:
+            decided.append(Decision(site, "not chosen by where"))
         else:
-            decided.append(_decide(site, *resolved[number]))
-    steps = make_steps(_keep_tied_together(decided))
+            decided.append(_decide(site, *resolved[rule], rule))
+    steps = make_steps(name_groups(keep_tied_together(decided)))
     if not any(step.action == "swap" for step in steps):
         raise NothingToSwapError(_nothing_to_swap(found, steps))
     return Plan(found, steps)
 
 
-Decision = tuple[ConvSite, str, Target | None, Any]
-"""A site, why, and what to convert it to with which options; None to keep it."""
-
-
 def make_steps(decisions: Sequence[Decision]) -> tuple[Step, ...]:
     """Steps of decided sites, with their costs."""
     costs: dict[Any, CostOnDemand] = {}
-    return tuple(_step(site, reason, target, options, costs) for site, reason, target, options in decisions)
+    groups: set[Any] = set()
+    steps = []
+    for decision in decisions:
+        group = (decision.target, decision.group, placement(decision.site)) if decision.group is not None else None
+        steps.append(_step(decision, costs, shares=group in groups))
+        if group is not None:
+            groups.add(group)
+    return tuple(steps)
 
 
 def keep_reason(site: ConvSite) -> str | None:
@@ -189,73 +197,56 @@ def _as_rules(to: str | Swap | Sequence[Swap], where: Where, options: Mapping[st
     return rules
 
 
-def _decide(site: ConvSite, target: Target, options: Any) -> Decision:
+def _decide(site: ConvSite, target: Target, options: Any, rule: int) -> Decision:
     reason = keep_reason(site)
     if reason is None:
         reason = target.unsupported_reason(site, options)
     if reason is not None:
-        return site, reason, None, None
-    return site, "chosen by where", target, target.resolve(site, options)
+        return Decision(site, reason)
+    group = group_label(site, target, options, rule)
+    return Decision(site, "chosen by where", target, target.resolve(site, options), group)
 
 
-def _keep_tied_together(decisions: list[Decision]) -> list[Decision]:
-    """Keep every convolution that shares parameters with something that is not converted in the same way."""
-    current = {decision[0].name: decision for decision in decisions}
-    owners = {
-        f"{name}.{parameter}" if name else parameter: name
-        for name, (site, *_) in current.items()
-        for parameter in site.module._parameters
-    }
-    changed = True
-    while changed:
-        changed = False
-        for name, (site, _, target, options) in current.items():
-            if target is None:
-                continue
-            for other in site.tied:
-                partner = current.get(owners[other]) if other in owners else None
-                if partner is None or partner[2:] != (target, options) or not _carry_alike(site, partner[0]):
-                    reason = f"it shares parameters with {other}, which is not converted in the same way"
-                    current[name] = (site, reason, None, None)
-                    changed = True
-                    break
-    return list(current.values())
-
-
-def _carry_alike(one: ConvSite, other: ConvSite) -> bool:
-    """Whether the weights made from a shared weight are the same for both: with dilation they may not be."""
-    plain = plain_conv(one.module) is one.module and plain_conv(other.module) is other.module
-    return plain and one.module.dilation == other.module.dilation
-
-
-def _step(site: ConvSite, reason: str, target: Target | None, options: Any, costs: dict[Any, CostOnDemand]) -> Step:
+def _step(decision: Decision, costs: dict[Any, CostOnDemand], shares: bool) -> Step:
+    site, target, options = decision.site, decision.target, decision.options
     before = conv_cost(site)
     if target is None:
-        return Step(site, "keep", reason, None, None, None, before, before)
+        return Step(site, "keep", decision.reason, None, None, None, before, before)
     return Step(
         site,
         "swap",
-        reason,
+        decision.reason,
         target.name,
         options,
         target.fidelity(site, options),
         before,
-        _cost_after(site, target, options, costs),
+        _cost_after(site, target, options, costs, shares),
         conversion_note(site.module),
+        None if decision.group is None else str(decision.group),
     )
 
 
-def _cost_after(site: ConvSite, target: Target, options: Any, costs: dict[Any, CostOnDemand]) -> CostOnDemand:
-    """The new layer's cost; sites alike in geometry and shapes are built, on the meta device, only once."""
+def _cost_after(
+    site: ConvSite, target: Target, options: Any, costs: dict[Any, CostOnDemand], shares: bool
+) -> CostOnDemand:
+    """The new layer's cost; sites alike in geometry and shapes are built, on the meta device, only once.
+
+    Args:
+        shares: whether it is a further layer of a group, which has the parameters that are shared already.
+    """
     conv = site.plain
     geometry = (
         *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation),
         *(conv.groups, conv.padding_mode, conv.bias is None, conv.weight.dtype, conv.weight.requires_grad),
     )
-    key = (target.name, repr(options_to_dict(options)), geometry, site.calls, site.batch)
+    key = (target.name, repr(options_to_dict(options)), geometry, site.calls, site.batch, shares)
     if key not in costs:
         try:
-            costs[key] = CostOnDemand(target.build(conv, options, None), site.calls, site.batch)
+            if shares:
+                first, layer = target.build_group([conv, copy.deepcopy(conv)], options, None)
+                costs[key] = CostOnDemand(layer, site.calls, site.batch, besides=first)
+            else:
+                costs[key] = CostOnDemand(target.build(conv, options, None), site.calls, site.batch)
         except (ValueError, TypeError, OverflowError, RuntimeError) as error:  # sizes that cannot be
             reason = str(error).partition("\n")[0]
             raise OptionError(f"{site.name or 'the model'} cannot be converted to {target.name}: {reason}") from error

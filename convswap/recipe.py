@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import ConvswapError
+from .field_types import checked
 from .options import options_to_dict
 from .plan import Step
 
@@ -15,12 +17,16 @@ RECIPE_VERSION = 1
 
 @dataclass(frozen=True)
 class RecipeStep:
-    """One swap: the convolution's name, the target, its resolved options, and the seed of the random start."""
+    """One swap: the convolution's name, the target, its resolved options, and the seed of the random start.
+
+    Steps of one ``group`` make layers that share parameters; it is called by the name of its first convolution.
+    """
 
     name: str
     target: str
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def make_recipe(steps: Sequence[Step], seed: int) -> Recipe:
     """The recipe of a plan's steps."""
     return Recipe(
         tuple(
-            RecipeStep(step.site.name, str(step.target), options_to_dict(step.options), seed)
+            RecipeStep(step.site.name, str(step.target), options_to_dict(step.options), seed, step.group)
             for step in steps
             if step.action == "swap"
         )
@@ -62,8 +68,7 @@ def make_recipe(steps: Sequence[Step], seed: int) -> Recipe:
 
 def _step_from(entry: Any) -> RecipeStep:
     if isinstance(entry, Mapping):
-        name, target = entry.get("name"), entry.get("target")
-        options, seed = entry.get("options", {}), entry.get("seed", 0)
-        if isinstance(name, str) and isinstance(target, str) and isinstance(options, Mapping) and type(seed) is int:
-            return RecipeStep(name, target, dict(options), seed)
+        known = {field.name: entry[field.name] for field in fields(RecipeStep) if field.name in entry}
+        with suppress(TypeError):
+            return checked(RecipeStep(**known))
     raise ConvswapError(f"a step of the recipe must have a name, a target, options and a seed, got {str(entry)[:80]!r}")

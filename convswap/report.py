@@ -16,6 +16,7 @@ from .errors import ConvswapError
 from .field_types import checked
 from .options import options_to_dict
 from .plan import Plan, Step
+from .position_pictures import PositionPicture
 from .recipe import Recipe
 from .sites import OtherConv
 from .targets.base import Fidelity
@@ -32,7 +33,8 @@ class StepReport:
         name, aliases: the convolution's qualified names.
         kind: its class.
         geometry: its channels, kernel, stride and so on in short.
-        action, reason, target, options, fidelity, before, cost_after, after, note: as in `Step`.
+        action, reason, target, options, fidelity, before, cost_after, after, note, group: as in `Step`.
+        picture: where the elements of a DCLS layer are, and were when it was made; None for other layers, and in plans.
     """
 
     name: str
@@ -47,6 +49,8 @@ class StepReport:
     before: Cost
     cost_after: Cost | CostOnDemand
     note: str | None
+    group: str | None = None
+    picture: PositionPicture | None = None
 
     @property
     def after(self) -> Cost:
@@ -122,6 +126,15 @@ class Report:
         """The same report with the comparison added."""
         return replace(self, verification=verification)
 
+    def with_pictures(self, pictures: Mapping[str, PositionPicture | None]) -> Report:
+        """The same report with pictures for steps that swap, by name."""
+
+        def pictured(step: StepReport) -> StepReport:
+            found = pictures.get(step.name) if step.action == "swap" else None
+            return step if found is None else replace(step, picture=found)
+
+        return replace(self, steps=tuple(pictured(step) for step in self.steps))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, with the version of their form under ``"version"``."""
         data = asdict(replace(self, steps=(), recipe=None, verification=None))  # type: ignore[arg-type]
@@ -149,7 +162,7 @@ class Report:
                 parameters=data["parameters"],
                 steps=tuple(_step_from(step) for step in data["steps"]),
                 others=tuple(checked(OtherConv(**other)) for other in data["others"]),
-                input_shape=None if data["input_shape"] is None else tuple(data["input_shape"]),
+                input_shape=data["input_shape"],
                 unknown_shapes=data["unknown_shapes"],
                 recipe=Recipe.from_dict(data["recipe"]),
                 verification=None if data["verification"] is None else Verification.from_dict(data["verification"]),
@@ -195,12 +208,12 @@ def report(converted: nn.Module | Plan) -> Report:
     """
     if isinstance(converted, Plan):
         return make_report(converted, Recipe(()), None)
-    from .carried_report import earlier_report
+    from .carried_report import earlier_report, with_present_pictures
 
     found = earlier_report(converted)
     if found is None:
         raise ConvswapError(f"this {type(converted).__name__} has not been converted: there is nothing to report")
-    return found
+    return with_present_pictures(found, converted)
 
 
 def make_report(plan: Plan, recipe: Recipe, earlier: Report | None) -> Report:
@@ -239,6 +252,7 @@ def _describe(step: Step) -> StepReport:
         before=step.before,
         cost_after=step.cost_after,
         note=step.note,
+        group=step.group,
     )
 
 
@@ -260,7 +274,8 @@ def _short(values: Sequence[int]) -> str:
 
 def _step_from(data: Mapping[str, Any]) -> StepReport:
     values = {name: value for name, value in data.items() if name != "after"}
-    values["aliases"] = tuple(data["aliases"])
+    if values.get("picture") is not None:
+        values["picture"] = PositionPicture.from_dict(values["picture"])
     values["before"] = checked(Cost(**data["before"]))
     values["cost_after"] = checked(Cost(**data["after"]))
     return checked(StepReport(**values))

@@ -9,6 +9,7 @@ import jinja2
 
 from .formatting import change, errors_by_layer, headline, notes, shorten, totals, verdict
 from .report import Report
+from .report_pictures import gallery, movement
 
 
 def to_html(report: Report) -> str:
@@ -26,6 +27,8 @@ def _context(report: Report) -> dict[str, Any]:
         "report": report,
         "headline": headline(report),
         "errors": errors_by_layer(report),
+        "gallery": gallery(report),
+        "movement": movement(report),
         "notes": {note: shorten(names) for note, names in notes(report).items()},
         "kept": report.keeps_by_reason(),
         "totals": totals(report),

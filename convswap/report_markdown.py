@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .formatting import change, errors_by_layer, headline, notes, shorten, totals, verdict
 from .report import Report
+from .report_pictures import movement
 
 
 def to_markdown(report: Report) -> str:
@@ -14,6 +15,8 @@ def to_markdown(report: Report) -> str:
     if report.swaps:
         lines += [*_swap_table(report), ""]
     lines += [f"- note: {_escape(note)}: {_escape(shorten(names))}" for note, names in notes(report).items()]
+    moved = movement(report)
+    lines += [] if moved is None else [f"- {_escape(moved)}"]
     lines += [
         f"- **kept** {_escape(shorten(names))}: {_escape(reason)}" for reason, names in report.keeps_by_reason().items()
     ]

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from .formatting import change, errors_by_layer, headline, notes, printable, shorten, totals, verdict
 from .report import Report
+from .report_pictures import movement
 
 TEXT_WIDTH = 140
 
@@ -28,6 +29,9 @@ def to_rich(report: Report) -> RenderableType:
         parts.append(_swap_table(report))
     for note, names in notes(report).items():
         parts.append(plain(f"note: {note}: {shorten(names)}"))
+    moved = movement(report)
+    if moved is not None:
+        parts.append(plain(moved))
     parts.extend(_kept(report))
     parts.append(_total_table(report))
     if report.unknown_shapes is not None:

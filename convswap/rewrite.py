@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .conv_classes import CONVS, plain_conv
+from .decisions import placement
 from .errors import ConvswapError, ModelError
+from .formatting import shorten
 from .plan import Step
 from .targets import get_target
 from .throwaway import untouched_randomness
@@ -21,8 +23,8 @@ from .throwaway import untouched_randomness
 def build_layers(steps: Iterable[Step], seed: int | Mapping[str, int]) -> dict[int, nn.Module]:
     """The new layers of the steps that swap, by the identity of the convolution that each takes the place of.
 
-    A layer's random start depends on the seed (one for all, or by name) and its name alone: not on the device, the rank
-    or the other steps.
+    A layer's random start depends on the seed (one for all, or by name) and its name, or its group's name, alone: not
+    on the device, the rank or the other steps.
 
     Raises:
         ConvswapError: if a target's ``build`` fails, naming the convolution.
@@ -35,19 +37,45 @@ def build_layers(steps: Iterable[Step], seed: int | Mapping[str, int]) -> dict[i
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(untouched_randomness())  # for layers that draw from the global generator all the same
-        for step in swaps:
-            name, conv = step.site.name, step.site.module
-            own_seed = _layer_seed(seed if isinstance(seed, int) else seed[name], name)
-            generator = torch.Generator().manual_seed(own_seed)
-            _seed_global_generators(own_seed)
-            try:
-                layer = get_target(str(step.target)).build(plain_conv(conv), step.options, generator)
-            except (ValueError, RuntimeError) as error:  # of torch, also for lack of memory
-                raise ConvswapError(f"{name or 'the model'} cannot be converted to {step.target}: {error}") from error
-            layers[id(conv)] = _apart_from(conv, layer).train(conv.training)
-            _take_over_attributes(conv, layers[id(conv)])
+        for group in _groups(swaps):
+            seed_of_group = seed if isinstance(seed, int) else seed[group[0].site.name]
+            convs = [step.site.module for step in group]
+            made = _apart_from(convs, _build(group, _layer_seed(seed_of_group, group[0].group or group[0].site.name)))
+            for conv, layer in zip(convs, made, strict=True):
+                layers[id(conv)] = layer.train(conv.training)
+                _take_over_attributes(conv, layer)
     _tie(swaps, layers)
     return layers
+
+
+def _groups(swaps: Iterable[Step]) -> list[list[Step]]:
+    """The steps whose layers are built together; where a model's parts are on several devices, for each of them."""
+    groups: dict[Any, list[Step]] = {}
+    for step in swaps:
+        key: Any = step.site.name if step.group is None else (step.target, step.group, placement(step.site))
+        groups.setdefault(key, []).append(step)
+    return list(groups.values())
+
+
+def _build(group: list[Step], seed: int) -> Sequence[nn.Module]:
+    """The layers of steps that are built together.
+
+    Raises:
+        ConvswapError: if that fails, or the steps have not the same options.
+    """
+    first, target = group[0], get_target(str(group[0].target))
+    names = shorten([step.site.name or "the model" for step in group])
+    if any(step.options != first.options for step in group):
+        raise ConvswapError(f"{names} are to share parameters, and have not the same options")
+    generator = torch.Generator().manual_seed(seed)
+    _seed_global_generators(seed)
+    try:
+        convs = [plain_conv(step.site.module) for step in group]
+        if first.group is None:
+            return [target.build(convs[0], first.options, generator)]
+        return target.build_group(convs, first.options, generator)
+    except (ValueError, RuntimeError) as error:  # of torch, also for lack of memory
+        raise ConvswapError(f"{names} cannot be converted to {first.target}: {error}") from error
 
 
 def copy_with(model: nn.Module, layers: dict[int, nn.Module]) -> nn.Module:
@@ -123,11 +151,14 @@ def _tie(swaps: list[Step], layers: dict[int, nn.Module]) -> None:
                 layer._parameters[name] = shared
 
 
-def _apart_from(conv: nn.Module, layer: nn.Module) -> nn.Module:
-    """``layer``, or a copy if it holds on to tensors of ``conv``, which belong to the original model."""
-    originals = {id(tensor) for tensor in (*conv.parameters(), *conv.buffers())}
-    holds = any(id(tensor) in originals for tensor in (*layer.parameters(), *layer.buffers()))
-    return copy.deepcopy(layer) if holds else layer
+def _apart_from(convs: Sequence[nn.Module], layers: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """``layers``, or copies if one holds on to tensors of ``convs``, which belong to the original model."""
+    originals = _tensors(convs)
+    return copy.deepcopy(layers) if originals & _tensors(layers) else layers
+
+
+def _tensors(modules: Iterable[nn.Module]) -> set[int]:
+    return {id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())}
 
 
 def _layer_seed(seed: int, name: str) -> int:

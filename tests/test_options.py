@@ -93,6 +93,7 @@ def test_values_that_fit(name: str, given_value: object, value: object) -> None:
         ("count", True, "a whole number"),
         ("count", "3", "a whole number"),
         ("count", None, "a whole number"),
+        ("order", None, "'first' or 'last'"),
         ("count", np.True_, "a whole number"),
         ("count", torch.tensor(True), "a whole number"),
         ("count", torch.tensor([3, 5]), "a whole number"),
@@ -106,6 +107,7 @@ def test_values_that_fit(name: str, given_value: object, value: object) -> None:
         ("rate", 10**400, "a finite number"),
         ("flag", 1, "true or false"),
         ("word", 3, "str"),
+        ("word", None, "str"),
         ("sizes", [3, "a"], "a whole number or several of int or None"),
         ("sizes", "35", "a whole number or several of int or None"),
         ("sizes", b"35", "a whole number or several of int or None"),
@@ -124,6 +126,19 @@ def test_values_that_do_not_fit(name: str, value: object, wanted: str) -> None:
     assert str(told.value).startswith(f"option {name!r} of target 'example' must be ")
     assert wanted in str(told.value)
     assert str(told.value).endswith(f", got {value!r}")
+
+
+def test_none_may_be_a_word() -> None:
+    @dataclass(frozen=True)
+    class Shared:
+        share: Literal["none", "all"] = "all"
+        size: int | None = 3
+
+    class Sharing(Example):
+        options: ClassVar[type[Any]] = Shared
+
+    given_values = dict(parse_assignment(text) for text in ("share=none", "size=none"))
+    assert make_options(Sharing(), given_values) == Shared(share="none", size=None)
 
 
 def test_unknown_options() -> None:

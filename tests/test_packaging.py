@@ -17,7 +17,10 @@ NEEDED = {
     "convswap/layers/dynamic.py",
     "convswap/targets/dcls.py",
     "convswap/templates/report.html",
+    "convswap/layers/ops/_build.py",
     "convswap/_csrc/README.md",
+    "convswap/_csrc/cpu/large_depthwise_conv2d.cpp",
+    "convswap/_csrc/cuda/large_depthwise_conv2d.cu",
 }
 
 

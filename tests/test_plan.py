@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import importlib
 
 import pytest
@@ -64,7 +65,11 @@ def test_unknown_names_come_with_the_nearest() -> None:
         ("dynamic", {"noise": 0}, "noise must be above 0"),
         ("dynamic", {"temperature": -1.0}, "temperature must be positive"),
         ("dynamic", {"reduction": 0}, "reduction must be at least 1"),
-        ("dcls", {"version": "v9"}, "must be 'v1' or 'gauss', got 'v9'"),
+        ("dcls", {"version": "v9"}, "must be 'v0' or 'v1' or 'max' or 'gauss', got 'v9'"),
+        ("dcls", {"share_positions": "stages"}, "must be 'none' or 'stage' or 'group' or a function, got 'stages'"),
+        ("dcls", {"share_positions": True}, "must be 'none' or 'stage' or 'group' or a function, got True"),
+        ("dcls", {"max_kernel_bytes": 0}, "max_kernel_bytes must be at least 1"),
+        ("dcls", {"max_kernel_bytes": "1 GB"}, "must be a whole number or None, got '1 GB'"),
         ("dcls", {"kernel_count": 0}, "kernel_count must be at least 1"),
         ("dcls", {"dilated_kernel_size": (0, 7)}, "dilated_kernel_size must be at least 1"),
     ],
@@ -156,6 +161,7 @@ def test_dcls_fidelity() -> None:
         return {step.fidelity for step in convswap.plan(TwoConvs(), to="dcls", **options).swaps}
 
     assert fidelity() == fidelity(kernel_count=20) == {"exact"}
+    assert fidelity(version="v0") == fidelity(version="max") == {"exact"}
     assert fidelity(version="gauss") == fidelity(kernel_count=5) == {"approximate"}
 
 
@@ -165,6 +171,34 @@ def test_padding_that_cannot_grow() -> None:
     assert plan.steps[0].reason.startswith("its circular padding would grow to 5 pixels, too wide for a map of 4")
     assert convswap.plan(model, to="dcls", example_inputs=(3, 8, 8), dilated_kernel_size=11).keeps == ()
     assert "give example_inputs" in convswap.plan(model, to="dcls").steps[0].reason
+
+
+def test_kernels_that_are_too_large_are_kept() -> None:
+    """The dilated convolutions of deeplabv3: with a dilation of 36 the grid is 147×147."""
+    with torch.device("meta"):
+        model = torchvision.models.segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None)
+    reasons = {step.site.name: step.reason for step in convswap.plan(model, to="dcls").steps}
+    assert reasons["classifier.0.convs.3.0"] == (
+        "its kernel of 256×2048×147×147 numbers would take 42.2 GiB, built anew in each forward pass, and "
+        "max_kernel_bytes is 256 MiB: choose a smaller dilated_kernel_size, or raise max_kernel_bytes"
+    )
+
+
+def test_size_of_a_kernel_is_counted_in_its_dtype_and_for_the_grid_that_is_chosen() -> None:
+    conv = nn.Conv2d(4, 6, 3, groups=2)
+    needed = 6 * 2 * 49
+
+    def plan(model: nn.Module, **options: object) -> convswap.Plan:
+        return convswap.plan(model, to="dcls", **options)
+
+    for model, item in ((copy.deepcopy(conv), 4), (copy.deepcopy(conv).double(), 8), (copy.deepcopy(conv).half(), 2)):
+        assert plan(model, max_kernel_bytes=needed * item).keeps == ()
+        with pytest.raises(NothingToSwapError, match="its kernel of 6×2×7×7 numbers would take"):
+            plan(model, max_kernel_bytes=needed * item - 1)
+    assert plan(conv, max_kernel_bytes=6 * 2 * 25 * 4, dilated_kernel_size=5).keeps == ()
+    with torch.device("meta"):
+        large = nn.Conv2d(2048, 256, 3, dilation=12)
+    assert plan(large, max_kernel_bytes=None).keeps == ()
 
 
 def test_wrong_sizes_for_dcls_say_what_to_use() -> None:

@@ -20,7 +20,13 @@ def recipe_of(model: nn.Module) -> Recipe:
 
 def test_recipe_of_a_conversion() -> None:
     new = convswap.convert(TwoConvs(), "dcls", "conv2", seed=3, kernel_count=4, dilated_kernel_size=9)
-    options = {"kernel_count": 4, "dilated_kernel_size": [9, 9], "version": "v1"}
+    options = {
+        "kernel_count": 4,
+        "dilated_kernel_size": [9, 9],
+        "version": "v1",
+        "share_positions": "none",
+        "max_kernel_bytes": 2**28,
+    }
     assert recipe_of(new) == Recipe((RecipeStep("conv2", "dcls", options, 3),))
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,40 @@ def test_registered_target_converts() -> None:
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(new(x), model(x))
     assert convswap.report(new).swaps[0].after.parameters == convswap.report(new).swaps[0].before.parameters + 1
+
+
+class SharedScaleTarget(ScaledTarget):
+    """One number for all layers."""
+
+    name = "scaled_alike"
+
+    def unsupported_reason(self, site: ConvSite, options: ScaledOptions) -> str | None:
+        return None
+
+    def group(self, site: ConvSite, options: ScaledOptions) -> str:
+        return "all"
+
+    def build_group(
+        self, convs: Sequence[Conv], options: ScaledOptions, generator: torch.Generator | None
+    ) -> list[nn.Module]:
+        layers = [Scaled(conv, options.start) for conv in convs]
+        for layer in layers:
+            layer.scale = layers[0].scale
+        return list(layers)
+
+
+def test_targets_may_share_parameters(tmp_path: Path) -> None:
+    convswap.register(SharedScaleTarget())
+    model = TwoConvs().eval()
+    new: Any = convswap.convert(model, "scaled_alike", example_inputs=(3, 8, 8), verify=(3, 8, 8))
+    assert new.conv1.scale is new.conv2.scale
+    assert new.conv1.conv.weight is not model.conv1.weight
+    assert [step.group for step in convswap.report(new).swaps] == ["conv1", "conv1"]
+    total = convswap.report(new).total
+    assert total("after").parameters == total("before").parameters + 1
+    convswap.save(new, tmp_path / "net.safetensors")
+    loaded: Any = convswap.load(tmp_path / "net.safetensors", model=TwoConvs())
+    assert loaded.conv1.scale is loaded.conv2.scale
 
 
 def test_registered_target_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -200,6 +200,24 @@ def test_apply_a_recipe() -> None:
         convswap.apply(recipe, torchvision.models.segmentation.fcn_resnet50(weights_backbone=None).backbone.layer1)
 
 
+def test_apply_takes_over_what_was_done_before() -> None:
+    model = TwoConvs().double().eval()
+    other = convswap.report(convswap.convert(model, to="dynamic", where="conv2", kernels=3, seed=7)).recipe
+    once = convswap.convert(model, to="dcls", where="conv1")
+    wanted = convswap.convert(once, to="dynamic", where="conv2", kernels=3, seed=7)
+    x = torch.randn(2, 3, 16, 16).double()
+    for twice in (
+        convswap.apply(other, once),
+        convswap.apply(convswap.plan(once, to="dynamic", where="conv2", kernels=3), once, seed=7),
+    ):
+        made = convswap.report(twice)
+        assert [(s.name, s.target) for s in made.swaps] == [("conv1", "dcls"), ("conv2", "dynamic")]
+        assert made.recipe == convswap.report(wanted).recipe
+        assert made.parameters == sum(p.numel() for p in model.parameters())
+        assert torch.equal(twice(x), wanted(x))
+    assert len(convswap.report(once).swaps) == 1
+
+
 def test_new_parameters() -> None:
     model = TwoConvs()
     assert convswap.new_parameters(model) == {}

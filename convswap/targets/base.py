@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -61,3 +62,20 @@ class Target(ABC):
 
         A layer that keeps tensors of ``conv`` itself is copied, so that the original model stays as it is.
         """
+
+    def group(self, site: ConvSite, options: Any) -> Hashable:
+        """A label that the sites whose layers share parameters have in common; None for a layer that shares nothing.
+
+        Called only where nothing speaks against the conversion, with options as they were given. Layers are grouped if
+        one rule makes them, with weights of one dtype on one device.
+        """
+        return None
+
+    def build_group(
+        self, convs: Sequence[Conv], options: Any, generator: torch.Generator | None
+    ) -> Sequence[nn.Module]:
+        """Make the layers of a group, in the order of the convolutions; arguments as for `build`.
+
+        To be overridden along with `group`. Parameters that several layers hold stay one in copies and files.
+        """
+        return [self.build(conv, options, generator) for conv in convs]

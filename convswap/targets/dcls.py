@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -10,9 +11,11 @@ import torch
 from torch import nn
 
 from ..conv_classes import Conv
+from ..formatting import size as in_bytes
 from ..layers import Dcls1d, Dcls2d, Dcls3d
 from ..layers._geometry import effective_size, normalise_padding, pad_widths
-from ..layers.dcls import default_dilated_kernel_size
+from ..layers.dcls_grid import default_dilated_kernel_size
+from ..layers.dcls_shared import layers_with_shared_positions
 from ..sites import ConvSite
 from .base import Fidelity, Target
 
@@ -27,12 +30,21 @@ class DclsOptions:
         kernel_count: elements of each kernel; by default as many as the conv has taps.
         dilated_kernel_size: size of the grid they move on; by default, per axis, the smallest size of the kernel's
             parity that is at least 7 and twice what the kernel spans (axes with a single tap stay as they are).
-        version: ``"v1"``, bilinear interpolation, exact; or ``"gauss"``, approximate.
+        version: bump that an element draws: ``"v1"`` (bilinear interpolation), ``"v0"`` (the same, not normalised) and
+            ``"max"`` (a triangle of learned width) are exact, ``"gauss"`` is approximate.
+        share_positions: which layers have their positions (and widths) in common, as one ``nn.Parameter``, among those
+            of one rule, kernel shape and dilation: ``"none"``; ``"stage"``, those with outputs of the same resolution,
+            as published; ``"group"``, all; or a function that gives a `ConvSite` a label, equal for those that share,
+            or None. Of a rule with a function, reports and recipes have ``"group"``.
+        max_kernel_bytes: convolutions whose dense kernel, which is built in each forward pass, would take more are
+            kept; None for no limit.
     """
 
     kernel_count: int | None = None
     dilated_kernel_size: int | tuple[int, ...] | None = None
-    version: Literal["v1", "gauss"] = "v1"
+    version: Literal["v0", "v1", "max", "gauss"] = "v1"
+    share_positions: Literal["none", "stage", "group"] | Callable[[ConvSite], Hashable] = "none"
+    max_kernel_bytes: int | None = 2**28
 
     def __post_init__(self) -> None:
         if self.kernel_count is not None and self.kernel_count < 1:
@@ -40,6 +52,8 @@ class DclsOptions:
         sizes = self.dilated_kernel_size
         if sizes is not None and min((sizes,) if isinstance(sizes, int) else sizes, default=0) < 1:
             raise ValueError(f"dilated_kernel_size must be at least 1, got {sizes}")
+        if self.max_kernel_bytes is not None and self.max_kernel_bytes < 1:
+            raise ValueError(f"max_kernel_bytes must be at least 1, got {self.max_kernel_bytes}")
 
 
 class Dcls(Target):
@@ -58,6 +72,7 @@ class Dcls(Target):
             options,
             kernel_count=options.kernel_count or math.prod(conv.kernel_size),
             dilated_kernel_size=(sizes,) * site.dims if isinstance(sizes, int) else tuple(sizes),
+            share_positions="group" if callable(options.share_positions) else options.share_positions,
         )
 
     def unsupported_reason(self, site: ConvSite, options: DclsOptions) -> str | None:
@@ -66,9 +81,30 @@ class Dcls(Target):
             return f"dilated_kernel_size {sizes} has {len(sizes)} numbers for a convolution of {site.dims} axes"
         layer = _LAYERS[site.dims]
         reason: str | None = layer.unsupported_reason(site.plain, dilated_kernel_size=sizes)
+        if reason is None:
+            reason = self._size_reason(site, options)
         if reason is None and site.plain.padding_mode in ("reflect", "circular"):
             reason = self._padding_reason(site, options)
+        if reason is None and options.share_positions == "stage" and not site.calls:
+            reason = (
+                'share_positions="stage" goes by the size of its output, which is unknown: give example_inputs that '
+                "reach it, or share_positions another way"
+            )
         return reason
+
+    def _size_reason(self, site: ConvSite, options: DclsOptions) -> str | None:
+        """The kernel is built whole in each forward pass, and kept for the backward pass."""
+        weight = site.plain.weight
+        sizes: Any = self.resolve(site, options).dilated_kernel_size
+        needed = weight.shape[0] * weight.shape[1] * math.prod(sizes) * weight.element_size()
+        if options.max_kernel_bytes is None or needed <= options.max_kernel_bytes:
+            return None
+        shape = "×".join(map(str, (*weight.shape[:2], *sizes)))
+        return (
+            f"its kernel of {shape} numbers would take {in_bytes(needed)}, built anew in each forward pass, and "
+            f"max_kernel_bytes is {in_bytes(options.max_kernel_bytes)}: choose a smaller dilated_kernel_size, or raise "
+            "max_kernel_bytes"
+        )
 
     def _padding_reason(self, site: ConvSite, options: DclsOptions) -> str | None:
         """Reflect and circular padding cannot be wider than the map that it is taken from."""
@@ -96,6 +132,32 @@ class Dcls(Target):
     def fidelity(self, site: ConvSite, options: DclsOptions) -> Fidelity:
         fewer = options.kernel_count is not None and options.kernel_count < math.prod(site.module.kernel_size)
         return "approximate" if fewer or options.version == "gauss" else "exact"
+
+    def group(self, site: ConvSite, options: DclsOptions) -> Hashable:
+        share = options.share_positions
+        if share == "none":
+            return None
+        label: Hashable = None
+        if callable(share):
+            label = share(site)
+            if label is None:
+                return None
+        elif share == "stage":
+            label = frozenset(call.output_shape[-site.dims :] for call in site.calls)
+        return label, tuple(site.module.weight.shape), tuple(site.module.dilation)
+
+    def build_group(
+        self, convs: Sequence[Conv], options: DclsOptions, generator: torch.Generator | None
+    ) -> Sequence[nn.Module]:
+        layers: list[nn.Module] = layers_with_shared_positions(
+            _LAYERS[len(convs[0].kernel_size)],
+            convs,
+            generator=generator,
+            kernel_count=options.kernel_count,
+            dilated_kernel_size=options.dilated_kernel_size,
+            version=options.version,
+        )
+        return layers
 
     def build(self, conv: Conv, options: DclsOptions, generator: torch.Generator | None) -> nn.Module:
         layer: nn.Module = _LAYERS[len(conv.kernel_size)].from_conv(

@@ -85,6 +85,10 @@ def test_where_may_be_repeated(cli: Cli, patterns: list[str], names: set[str]) -
         ("dcls", "dilated_kernel_size=9", "dilated_kernel_size", [9, 9]),
         ("dcls", "kernel_count=none", "kernel_count", 9),
         ("dcls", "version=gauss", "version", "gauss"),
+        ("dcls", "share_positions=group", "share_positions", "group"),
+        ("dcls", "share-positions=none", "share_positions", "none"),
+        ("dcls", "max_kernel_bytes=1000000", "max_kernel_bytes", 1000000),
+        ("dcls", "max_kernel_bytes=none", "max_kernel_bytes", None),
         ("dcls", 'version="gauss"', "version", "gauss"),
     ],
 )
@@ -117,3 +121,19 @@ def test_library_models_know_their_input_size(cli: Cli, model: str) -> None:
     data = json.loads(done.out)
     assert data["input_shape"] == [1, 3, 224, 224]
     assert swapped(done.out) == {f"layer1.{i}.conv{j}": "dynamic" for i in (0, 1) for j in (1, 2)}
+
+
+def test_positions_shared_by_stage(cli: Cli) -> None:
+    given = ("--where", "layer1.*", "--option", "share_positions=stage", "--option", "kernel_count=4")
+    done = cli("plan", "torchvision:resnet18", "--to", "dcls", *given, "--json")
+    assert done.code == 0, done
+    groups = {step["name"]: step["group"] for step in json.loads(done.out)["steps"] if step["action"] == "swap"}
+    assert groups == {f"layer1.{i}.conv{j}": "layer1.0.conv1" for i in (0, 1) for j in (1, 2)}
+    text = cli("plan", "torchvision:resnet18", "--to", "dcls", *given).out
+    assert "note: the group of layer1.0.conv1 shares its new parameters: layer1.0.conv1, layer1.0.conv2" in text
+
+
+def test_stages_need_an_input_size(cli: Cli) -> None:
+    done = cli("plan", NET, "--to", "dcls", "--option", "share_positions=stage")
+    assert done.code == 1
+    assert "unknown: give example_inputs" in " ".join(done.err.split())

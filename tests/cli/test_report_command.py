@@ -4,6 +4,8 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import torch
+
 import convswap
 
 from ..models import TwoConvs
@@ -47,3 +49,18 @@ def test_one_form_only(cli: Cli, converted: Path) -> None:
     done = cli("report", converted, "--json", "--html")
     assert done.code == 2
     assert "not allowed with" in done.err
+
+
+def test_pictures_of_a_trained_file(cli: Cli, tmp_path: Path, net: TwoConvs) -> None:
+    new = convswap.convert(net, "dcls", kernel_count=12)
+    convswap.save(new, tmp_path / "fresh.safetensors")
+    with torch.no_grad():
+        for parameter in convswap.new_parameters(new).values():
+            parameter += 0.5
+    convswap.save(new, tmp_path / "trained.safetensors")
+    for name, times, moved in (("fresh", 1, False), ("trained", 2, True)):
+        page = cli("report", tmp_path / f"{name}.safetensors", "--html").out
+        assert page.count("<svg") == 2 * 3 * times
+        for form in ((), ("--markdown",), ("--html",)):
+            out = cli("report", tmp_path / f"{name}.safetensors", *form).out
+            assert ("elements have moved by 0.707 pixels on average" in " ".join(out.split())) is moved

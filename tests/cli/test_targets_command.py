@@ -29,5 +29,11 @@ def test_targets_for_machines(cli: Cli) -> None:
         "noise": 0.1,
         "convert_first": False,
     }
-    assert data["dcls"]["options"] == {"kernel_count": None, "dilated_kernel_size": None, "version": "v1"}
+    assert data["dcls"]["options"] == {
+        "kernel_count": None,
+        "dilated_kernel_size": None,
+        "version": "v1",
+        "share_positions": "none",
+        "max_kernel_bytes": 2**28,
+    }
     assert data["dcls"]["summary"] == convswap.targets.get_target("dcls").summary

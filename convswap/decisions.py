@@ -1,0 +1,102 @@
+"""What is to become of each convolution, and which of them belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .conv_classes import plain_conv
+from .errors import OptionError
+from .sites import ConvSite
+from .targets import Target
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to become of a convolution.
+
+    Attributes:
+        site: the convolution.
+        reason: why.
+        target: what to convert it to, or None to keep it.
+        options: the target's resolved options, None if it is kept.
+        group: the same for all whose layers share parameters: any label at first, at last the name of the group's first
+            convolution. None for layers that share nothing.
+    """
+
+    site: ConvSite
+    reason: str
+    target: Target | None = None
+    options: Any = None
+    group: Hashable = None
+
+
+def group_label(site: ConvSite, target: Target, options: Any, rule: int) -> Hashable:
+    """The label of the group that the layer of ``site`` belongs to: of layers that one rule makes, on one device.
+
+    Raises:
+        OptionError: if the target's label, which may come from a function of the user's, cannot be one.
+    """
+    label = target.group(site, options)
+    try:
+        hash(label)
+    except TypeError:
+        raise OptionError(
+            f"the label of a group must be hashable, such as a string or a tuple; that of {site.name} is {label!r}"
+        ) from None
+    return None if label is None else (rule, label, placement(site))
+
+
+def placement(site: ConvSite) -> tuple[Any, ...]:
+    """Device and dtype of the convolution's weight: layers of different ones cannot share a parameter."""
+    return site.module.weight.device, site.module.weight.dtype
+
+
+def keep_tied_together(decisions: Iterable[Decision]) -> list[Decision]:
+    """Keep every convolution that shares parameters with something that is not converted in the same way.
+
+    Those that are stay out of different groups: what is made from a shared weight must not depend on the group.
+    """
+    current = {decision.site.name: decision for decision in decisions}
+    owners = {
+        f"{name}.{parameter}" if name else parameter: name
+        for name, decision in current.items()
+        for parameter in decision.site.module._parameters
+    }
+    changed = True
+    while changed:
+        changed = False
+        for name, decision in current.items():
+            if decision.target is None:
+                continue
+            for other in decision.site.tied:
+                partner = current.get(owners[other]) if other in owners else None
+                if partner is None or not _alike(decision, partner):
+                    reason = f"it shares parameters with {other}, which is not converted in the same way"
+                    current[name] = Decision(decision.site, reason)
+                    changed = True
+                    break
+                if decision.group is not None and partner.group != decision.group:
+                    current[name] = decision = replace(decision, group=None)
+                    changed = True
+    return list(current.values())
+
+
+def name_groups(decisions: Sequence[Decision]) -> list[Decision]:
+    """The same with each group called by the name of its first convolution; who is alone in a group is in none."""
+    members: dict[Hashable, list[str]] = {}
+    for decision in decisions:
+        if decision.group is not None:
+            members.setdefault(decision.group, []).append(decision.site.name)
+    names = {group: found[0] for group, found in members.items() if len(found) > 1}
+    return [replace(decision, group=names.get(decision.group)) for decision in decisions]
+
+
+def _alike(one: Decision, other: Decision) -> bool:
+    """Whether the weights made from a shared weight are the same for both: with dilation they may not be."""
+    if (one.target, one.options) != (other.target, other.options):
+        return False
+    modules = (one.site.module, other.site.module)
+    plain = all(plain_conv(module) is module for module in modules)
+    return plain and modules[0].dilation == modules[1].dilation
