@@ -8,14 +8,16 @@ INSTALLED := .venv/installed
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench cuda-all clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo
 
+# The layers' tests run twice: with the compiled kernels, and on the plain PyTorch forms.
 test: check
 	$(BIN)/python -m pytest
+	CONVSWAP_KERNELS=off $(BIN)/python -m pytest tests/layers
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -24,6 +26,10 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+# The CUDA kernels for every architecture that is supported; needs nvcc and no GPU.
+cuda-all: $(INSTALLED)
+	$(BIN)/convswap build --backend cuda --cuda-archs 80,86,90,100,120
 
 $(INSTALLED): pyproject.toml requirements-samples.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "convswap needs Python 3.11 or newer: make PYTHON=python3.12 ...")'

@@ -100,11 +100,12 @@ def cache_folder() -> Path:
         BuildError: if it cannot be made, or belongs to somebody else, whose code would be run.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-    folder = Path(os.environ.get("CONVSWAP_CACHE") or os.path.join(base, "convswap")).expanduser().absolute()
+    folder = Path(os.environ.get("CONVSWAP_CACHE") or os.path.join(base, "convswap"))
     try:
+        folder = folder.expanduser().absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: of a user without a home
         raise BuildError(
             f"the cache folder {folder} cannot be used ({error}): set CONVSWAP_CACHE to another"
         ) from error
@@ -146,7 +147,10 @@ def _commands(backend: Backend) -> tuple[list[str], list[str]]:
     flags = [*COMMON_FLAGS, f"-I{root / 'include'}", f"-I{SOURCES}"]
     libraries = [f"-L{root / 'lib'}"]
     if backend == "cpu":
-        compiler = shlex.split(cxx())
+        try:
+            compiler = shlex.split(cxx())
+        except ValueError as error:
+            raise BuildError(f"CXX={cxx()!r} is no command line: {error}") from error
         flags += ["-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
         return [*compiler, *flags], [*compiler, "-shared", *libraries, "-Wl,--no-as-needed", "-ltorch_cpu"]
     found = nvcc()
@@ -161,6 +165,8 @@ def _commands(backend: Backend) -> tuple[list[str], list[str]]:
 
 
 def _key(backend: Backend, *commands: list[str]) -> str:
+    if not (SOURCES / backend).is_dir():
+        raise BuildError(f"there are no sources of kernels at {SOURCES / backend}: install convswap again")
     digest = hashlib.sha256(repr(commands).encode())
     for path in sorted((*SOURCES.glob("*.h"), *(SOURCES / backend).iterdir())):
         if path.is_file():

@@ -13,6 +13,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from ._agreement import first_disagreement
 from ._build import BACKENDS, Backend, BuildError, build
 from ._define import register_flop_formulas
 
@@ -77,6 +78,17 @@ def want_kernels(*where: Tensor | nn.Module | None) -> None:
                 load_kernels(tensor.device.type)
 
 
+def use_kernels(value: Tensor) -> bool:
+    """Whether what is computed with ``value`` is to run on compiled kernels, which are loaded for it if need be.
+
+    What is exported must consist of torch's own operations.
+    """
+    if torch.compiler.is_exporting():
+        return False
+    want_kernels(value)
+    return kernels_loaded(value.device.type)
+
+
 def _load(backend: Backend, mode: str) -> str | None:
     try:
         library = build(backend)
@@ -84,6 +96,9 @@ def _load(backend: Backend, mode: str) -> str | None:
             torch.ops.load_library(str(library))
         except (OSError, RuntimeError) as error:
             raise BuildError(f"{error} (delete {library} to have it compiled again)") from error
+        wrong = first_disagreement(backend) if backend == "cuda" else None
+        if wrong is not None:
+            raise BuildError(f"{wrong} gives other numbers on this GPU than on the CPU: please report it")
     except BuildError as error:
         if mode == "require":
             raise BuildError(f"the {backend} kernels are required and cannot be used: {error}") from error

@@ -149,3 +149,19 @@ def test_architectures(sources, tmp_path, monkeypatch):
     assert library_path("cuda") == both  # a library of more architectures serves
     monkeypatch.setenv("CONVSWAP_CUDA_ARCHS", "90, 120")
     assert library_path("cuda") != both
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [("CXX", '"', "is no command line"), ("CONVSWAP_CACHE", "~no-such-user/cache", "set CONVSWAP_CACHE")],
+)
+def test_an_environment_that_makes_no_sense(sources, monkeypatch, variable, value, told):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(BuildError, match=told):
+        build("cpu")
+
+
+def test_an_incomplete_installation(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(_build, "SOURCES", tmp_path / "nothing")
+    with pytest.raises(BuildError, match="install convswap again"):
+        build("cpu")

@@ -1,0 +1,60 @@
+"""A look at kernels that have just been loaded: whether they compute what those of the CPU do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-4
+"""Of single precision, relative to the greatest number: a wrong index is far above it."""
+
+
+@torch.no_grad()
+def first_disagreement(device_type: str) -> str | None:
+    """The name of an op whose results on a device differ from those on the CPU, or None if all agree."""
+    for op, arguments in _examples():
+        try:
+            there = op(*(value.to(device_type) if isinstance(value, Tensor) else value for value in arguments))
+            if not _alike(op(*arguments), there):
+                return str(op)
+        except RuntimeError as error:
+            return f"{op} ({error})"
+    return None
+
+
+def _alike(here: Any, there: Any) -> bool:
+    pairs = zip(here, there, strict=True) if isinstance(here, tuple) else ((here, there),)
+    return all(
+        one.shape == other.shape and bool((one - other.cpu()).abs().max() <= TOLERANCE * one.abs().max())
+        for one, other in pairs
+    )
+
+
+def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Every op with arguments that reach the border of its tiles and of its grid."""
+    from . import dcls_scatter, dcls_separable, dcls_sparse_conv2d, large_depthwise_conv2d
+
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    x, kernel, bias, geometry = numbers(2, 3, 37, 34), numbers(6, 1, 9, 7), numbers(6), ([1, 2], [4, 4, 3, 2])
+    y = large_depthwise_conv2d.forward(x, kernel, bias, *geometry)
+    yield large_depthwise_conv2d.forward, (x, kernel, bias, *geometry)
+    yield large_depthwise_conv2d.input_grad, (y, kernel, [3, 37, 34], *geometry)
+    yield large_depthwise_conv2d.weight_grad, (y, x, [9, 7], *geometry)
+    weight, P, SIG = numbers(6, 1, 5), 3 * numbers(2, 6, 1, 5), numbers(2, 6, 1, 5)
+    grid = ([9, 7], [1, 0])
+    yield dcls_scatter.forward, (weight, P, *grid, True, False)
+    yield dcls_scatter.backward, (kernel, weight, P, [1, 0], True, False)
+    for gaussian in (True, False):
+        yield dcls_separable.forward, (weight, P, SIG, *grid, gaussian, 0.5)
+        yield dcls_separable.backward, (kernel, weight, P, SIG, [1, 0], gaussian, 0.5)
+    drawn = (*grid, True, False)
+    yield dcls_sparse_conv2d.forward, (x, weight, P, *drawn, *geometry)
+    yield dcls_sparse_conv2d.input_grad, (y, weight, P, [3, 37, 34], *drawn, *geometry)
+    yield dcls_sparse_conv2d.kernel_grad, (y, x, weight, P, *drawn, *geometry)

@@ -1,0 +1,73 @@
+"""Arguments for every op that has CUDA kernels, and the plain PyTorch forms to compare with."""
+
+import importlib
+
+import torch
+
+# Op: module and name of its plain form.
+REFERENCES = {
+    "large_depthwise_conv2d": ("ops.large_depthwise_conv2d", "large_depthwise_conv2d_ref"),
+    "dcls_scatter": ("dcls_scatter", "scatter_ref"),
+    "dcls_separable": ("dcls_separable", "separable_ref"),
+    "dcls_sparse_depthwise_conv2d": ("ops.dcls_sparse_conv2d", "dcls_sparse_depthwise_conv2d_ref"),
+}
+MODULES = {"dcls_sparse_depthwise_conv2d": "dcls_sparse_conv2d"}
+HALF = {"large_depthwise_conv2d", "dcls_sparse_depthwise_conv2d"}  # take bfloat16 and float16
+
+
+def op(name):
+    importlib.import_module(f"convswap.layers.ops.{MODULES.get(name, name)}")
+    return getattr(torch.ops.convswap, name).default
+
+
+def reference(name):
+    module, function = REFERENCES[name]
+    return getattr(importlib.import_module(f"convswap.layers.{module}"), function)
+
+
+def elements(dtype, *shape):
+    """Weights, positions and sizes of DCLS elements on a grid of 7 to 9 cells an axis, some on whole cells.
+
+    In double precision some lie off the grid as well. One that touches it with its rim alone is divided by next to
+    nothing, which single precision cannot tell well.
+    """
+    dims = shape[0]
+    P = 3 * torch.randn(shape, dtype=dtype)
+    if dtype != torch.float64:
+        P = P.clamp(-3, 3)
+    P[:, :, :, ::3] = P[:, :, :, ::3].round()
+    return torch.randn(shape[1:], dtype=dtype), P, torch.rand(dims, *shape[1:], dtype=dtype) + 0.3
+
+
+def arguments(name, dtype):
+    """Lists of arguments, tensors in ``dtype`` and on the CPU; those to differentiate by require grad."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    found = []
+    if name == "large_depthwise_conv2d":
+        for batch, channels, m, size, kernel, stride, padding in [
+            (2, 96, 1, 56, 17, 1, 8),
+            (16, 40, 1, 14, 17, 1, 8),
+            (33, 24, 1, 7, 7, 1, 3),
+            (2, 8, 2, 30, 13, 2, 6),
+            (1, 3, 1, 9, 31, 1, 15),
+            (1, 2, 1, 224, 7, 1, 3),
+        ]:
+            x = torch.randn(batch, channels, size, size + 1, dtype=dtype)
+            w = torch.randn(channels * m, 1, kernel, kernel, dtype=dtype) / kernel
+            b = torch.randn(channels * m, dtype=dtype)
+            found.append([x, w, b, [stride, stride], [padding, padding - 1, padding, padding]])
+    elif name == "dcls_sparse_depthwise_conv2d":
+        for batch, channels, m, size, stride, normalise in [(2, 40, 1, 28, 1, True), (3, 4, 3, 13, 2, False)]:
+            weight, P, _ = elements(wide, 2, channels * m, 1, 7)
+            x = torch.randn(batch, channels, size, size + 2, dtype=dtype)
+            found.append([x, weight, P, [9, 9], [1, 0], normalise, True, [stride, stride], [4, 4, 3, 4]])
+    else:
+        for dims, axes in [(1, [0]), (2, [1, 0]), (2, [0, 1]), (3, [2, 0, 1])]:
+            for outs, ins, count in [(5, 3, 4), (64, 1, 34)]:
+                weight, P, SIG = elements(dtype, dims, outs, ins, count)
+                size = [9, 8, 7][:dims]
+                if name == "dcls_scatter":
+                    found += [[weight, P, size, axes, n, r] for n in (True, False) for r in (True, False)]
+                else:
+                    found += [[weight, P, SIG, size, axes, gaussian, 0.27] for gaussian in (True, False)]
+    return [[a.requires_grad_() if isinstance(a, torch.Tensor) else a for a in args] for args in found]
