@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._geometry import IntOrInts, Padding, effective_size, normalise_padding, per_axis
+from .dcls_formula import Formula, depthwise_conv, depthwise_pays, is_depthwise, sparse_conv, sparse_pays
 from .dcls_kernel import Version, construct_kernel
-from .frozen import grown_conv
+from .frozen import grown_conv, grown_widths
 
 
 def dcls_conv(
@@ -25,6 +26,7 @@ def dcls_conv(
     dense_dilation: IntOrInts = 1,
     flat_dim: int | None = None,
     least_sigma: float | None = None,
+    formula: Formula = "auto",
 ) -> Tensor:
     """Build a DCLS kernel and convolve with it, in one, two or three dimensions.
 
@@ -40,6 +42,12 @@ def dcls_conv(
         dense_dilation: dilation of the dense axes.
         flat_dim: for elements on one axis, none dense: convolve in two dimensions with a kernel (size, 1) for 0 or
             (1, size) for 1.
+        formula: which way to compute it, see `Formula`. ``"depthwise"`` takes a group for each channel, in one or two
+            dimensions, and no dense axes that are dilated; ``"sparse"`` in addition no dense axes at all, and the
+            versions ``v0`` or ``v1``.
+
+    Raises:
+        ValueError: if shapes do not fit, a version or formula is unknown, or the formula does not fit the rest.
     """
     spaced, dense = P.shape[0], tuple(weight.shape[2:-1])
     sizes = per_axis(dilated_kernel_size, spaced, "dilated_kernel_size")
@@ -47,16 +55,42 @@ def dcls_conv(
     if flat_dim is not None:
         taps, dilation = flat_kernel_size(taps, flat_dim), (1, 1)
     dims = len(taps)
-    geometry = (
-        per_axis(stride, dims, "stride"),
-        normalise_padding(padding, dims),
-        dilation,
-        groups,
-        padding_mode,
-        effective_size(taps, dilation) if window is None else per_axis(window, dims, "window"),
-    )
-    kernel = construct_kernel(weight, P, SIG, sizes, version, least_sigma)
-    return grown_conv(x, kernel.reshape(*kernel.shape[:2], *taps), bias, *geometry)
+    steps, amounts = per_axis(stride, dims, "stride"), normalise_padding(padding, dims)
+    extents = effective_size(taps, dilation)
+    before = extents if window is None else per_axis(window, dims, "window")
+    widths = grown_widths(amounts, before, extents, steps, x.shape[-dims:])
+    possible = _possible(x, taps, dilation, groups, sparse=SIG is None and not dense)
+    if formula == "auto":
+        formula = _fastest(x, weight, taps, steps, widths, possible)
+    elif formula not in possible:
+        raise ValueError(f"formula must be one of auto, {', '.join(possible)} here, got {formula!r}")
+    if formula == "sparse":
+        return sparse_conv(x, weight, P, bias, taps, version, steps, widths, padding_mode)
+    kernel = construct_kernel(weight, P, SIG, sizes, version, least_sigma).reshape(*weight.shape[:2], *taps)
+    if formula == "depthwise":
+        return depthwise_conv(x, kernel, bias, steps, widths, padding_mode)
+    return grown_conv(x, kernel, bias, steps, amounts, dilation, groups, padding_mode, before)
+
+
+def _possible(
+    x: Tensor, taps: tuple[int, ...], dilation: tuple[int, ...], groups: int, sparse: bool
+) -> tuple[Formula, ...]:
+    if not is_depthwise(x, taps, dilation, groups):
+        return ("dense",)
+    return ("dense", "depthwise", "sparse") if sparse else ("dense", "depthwise")
+
+
+def _fastest(
+    x: Tensor,
+    weight: Tensor,
+    taps: tuple[int, ...],
+    stride: tuple[int, ...],
+    widths: list[tuple[int, int]],
+    possible: tuple[Formula, ...],
+) -> Formula:
+    if "sparse" in possible and sparse_pays(x, weight, taps, stride, widths):
+        return "sparse"
+    return "depthwise" if "depthwise" in possible and depthwise_pays(x, weight, taps) else "dense"
 
 
 def flat_kernel_size(sizes: tuple[int, ...], flat_dim: int) -> tuple[int, int]:
