@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 
-from . import conversion, dynamic_formulas, layers
+from . import conversion, dcls, dcls_construction, dcls_sparse, dynamic, dynamic_formulas, large_depthwise
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -28,7 +28,11 @@ def lines() -> Iterator[str]:
     for title, rows in (
         ("What a conversion costs", conversion.conversion_rows()),
         ("Tracing and planning grow linearly", conversion.tracing_rows()),
-        ("Layers", layers.rows()),
+        ("DCLS", dcls.rows()),
+        ("Construction of DCLS kernels", dcls_construction.rows()),
+        ("Depthwise convolution with large kernels", large_depthwise.rows()),
+        ("DCLS without building the kernel", dcls_sparse.rows()),
+        ("Dynamic convolution", dynamic.rows()),
         ("The formulas of dynamic convolution, as ratios to the plain one", dynamic_formulas.rows(rounds=3)),
     ):
         yield from ("", f"## {title}", "", *rows)

@@ -1,21 +1,18 @@
-"""Layers against plain convolutions and against the way published code computes them: ``python -m benchmarks.layers``.
+"""Dynamic layers against plain convolutions and against the published formula: ``python -m benchmarks.dynamic``.
 
-Dynamic convolution is compared to the published formula: broadcast, multiply, sum over the kernels, one grouped
-convolution. DCLS is compared to the package ``dcls``. The plain convolution has the geometry of what runs in the end.
+The published formula is: broadcast, multiply, sum over the kernels, one grouped convolution. The plain convolution has
+the geometry of what runs in the end.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convswap.layers import Dcls2d, DynamicConv2d
+from convswap.layers import DynamicConv2d
 
 from .timing import forward_and_backward, table_row, times
 
@@ -32,9 +29,6 @@ def rows(rounds: int = 3) -> Iterator[str]:
         x = torch.randn(8, channels, size, size)
         name = f"dynamic, K = 4: 8×{channels}×{size}² 3×3{' depthwise' if groups > 1 else ''}"
         yield from _compare(name, x, plain, ours, _PublishedDynamic(ours), rounds)
-    for version in ("v1", "gauss"):
-        yield from _compare(*_dense_dcls(version), rounds)
-        yield from _compare(*_depthwise_dcls(version), rounds)
 
 
 def _compare(
@@ -80,36 +74,6 @@ class _PublishedDynamic(nn.Module):
             groups=ours.groups * x.shape[0],
         )
         return y.view(x.shape[0], -1, *y.shape[2:])
-
-
-def _dense_dcls(version: str) -> tuple[str, Tensor, nn.Module, nn.Module, nn.Module]:
-    x = torch.randn(2, 256, 14, 14)
-    plain = nn.Conv2d(256, 256, 7, padding=3)
-    ours = Dcls2d(256, 256, 9, padding=3, dilated_kernel_size=7, version=version)  # type: ignore[arg-type]
-    return f"dcls {version}: 2×256×14², 9 elements in 7×7", x, plain, ours, _oracle(ours)
-
-
-def _depthwise_dcls(version: str) -> tuple[str, Tensor, nn.Module, nn.Module, nn.Module]:
-    x = torch.randn(2, 96, 56, 56)
-    plain = nn.Conv2d(96, 96, 17, padding=8, groups=96)
-    ours = Dcls2d(96, 96, 34, padding=8, dilated_kernel_size=17, groups=96, version=version)  # type: ignore[arg-type]
-    return f"dcls {version}: 2×96×56² depthwise, 34 elements in 17×17", x, plain, ours, _oracle(ours)
-
-
-def _oracle(ours: Dcls2d) -> nn.Module:
-    logging.disable(logging.WARNING)  # it warns at each construction that its CUDA kernel is missing
-    package: Any = importlib.import_module("DCLS.construct.modules")
-    oracle: nn.Module = package.Dcls2d(
-        ours.in_channels,
-        ours.out_channels,
-        ours.kernel_count,
-        padding=ours.padding,
-        dilated_kernel_size=ours.dilated_kernel_size,
-        groups=ours.groups,
-        version=ours.version,
-    )
-    oracle.load_state_dict(ours.state_dict())
-    return oracle
 
 
 def main() -> None:
