@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .layers.ops._build import BACKENDS, Backend, BuildError, cxx, library_path, nvcc
+from .layers.ops._build import BACKENDS, Backend, BuildError, cxx, is_compiled, library_path, nvcc
 from .layers.ops._load import kernels_mode, load_kernels, why_not_loaded
 from .targets import all_targets, broken_targets
 
@@ -76,7 +77,7 @@ def _kernels(backend: Backend) -> str:
         if kernels_mode() == "off":
             return "not used: CONVSWAP_KERNELS=off"
         library = library_path(backend)
-        if not library.exists():
+        if not is_compiled(library):
             return "not compiled yet: the first layer that wants them compiles them, or `convswap build`"
         load_kernels(backend)
     except BuildError as error:
@@ -87,10 +88,14 @@ def _kernels(backend: Backend) -> str:
 
 def _first_line(compiler: str, last: bool = False) -> str | None:
     """The first (or last) line of what a compiler says of its version, or None if there is no such compiler."""
-    if shutil.which(compiler) is None:
+    try:
+        command = shlex.split(compiler)
+    except ValueError as error:
+        return f"does not run: {error}"
+    if shutil.which(command[0]) is None:
         return None
     try:
-        told = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+        told = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return f"does not run: {error}"
     lines = told.strip().splitlines() or ["?"]

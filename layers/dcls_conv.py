@@ -55,6 +55,8 @@ def dcls_conv(
     if flat_dim is not None:
         taps, dilation = flat_kernel_size(taps, flat_dim), (1, 1)
     dims = len(taps)
+    if x.dim() not in (dims + 1, dims + 2):
+        raise ValueError(f"the input must have {dims + 1} or {dims + 2} axes, got {tuple(x.shape)}")
     steps, amounts = per_axis(stride, dims, "stride"), normalise_padding(padding, dims)
     extents = effective_size(taps, dilation)
     before = extents if window is None else per_axis(window, dims, "window")

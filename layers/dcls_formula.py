@@ -12,6 +12,7 @@ from .dcls_grid import position_axes
 from .dcls_kernel import Version
 from .dcls_sparse import dcls_sparse_conv, sparse_wins
 from .large_depthwise import large_depthwise_conv2d, large_depthwise_pays
+from .ops._autocast import autocast_like_conv
 
 Formula = Literal["auto", "dense", "depthwise", "sparse"]
 """``"dense"`` builds the kernel and runs torch's convolution; ``"depthwise"`` builds it and runs
@@ -52,8 +53,6 @@ def depthwise_pays(x: Tensor, weight: Tensor, taps: tuple[int, ...]) -> bool:
         x: (B, C, *size), or (C, *size).
         weight: the elements, (O, I, *dense, count).
     """
-    if torch.compiler.is_exporting():
-        return False
     kernel = weight.flatten()[:1].expand(weight.shape[0], 1, *(1,) * (2 - len(taps)), *taps)
     return large_depthwise_pays(x if len(taps) == 2 else x.unsqueeze(-2), kernel)
 
@@ -78,6 +77,10 @@ def sparse_conv(
         taps: size of the kernel that is not built.
         stride, widths, padding_mode: as in `conv_nd`.
     """
+    x = autocast_like_conv(x)
+    dtype = autocast_like_conv(weight).dtype
+    if x.dtype != dtype:
+        raise ValueError(f"the input must have the dtype of the weight, {dtype}, got {x.dtype}")
     if padding_mode != "zeros":
         x, widths = pad(x, widths, padding_mode), [(0, 0)] * len(widths)
     axes = list(position_axes(version, P.shape[0]))

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._geometry import is_channels_last, memory_format
-from .ops._load import kernels_loaded, want_kernels
+from .large_depthwise import MAX_STRIDE
+from .ops._autocast import autocast_like_conv
+from .ops._load import use_kernels
 from .ops.dcls_sparse_conv2d import dcls_sparse_depthwise_conv2d_ref
 from .ops.dcls_sparse_conv2d import forward as dcls_sparse_depthwise_conv2d
 
@@ -132,10 +134,7 @@ def sparse_wins(
         count: elements of each kernel.
         size, stride, padding: as in `dcls_sparse_conv`.
     """
-    if input.device.type != "cpu" or torch.compiler.is_exporting():
-        return False
-    want_kernels(input)
-    if not kernels_loaded("cpu"):
+    if input.device.type != "cpu" or not use_kernels(input):
         return False
     cells, met, pixels, width = math.prod(size), 1.0, 1, 1
     for axis, (extent, step) in enumerate(zip(size, stride, strict=True)):
@@ -164,10 +163,9 @@ def gather_wins(input: Tensor, count: int, size: Sequence[int], outputs: int) ->
         size: of the kernel.
         outputs: output channels of a group.
     """
-    if input.device.type != "cpu" or torch.compiler.is_exporting():
-        return False
-    want_kernels(input)
-    return kernels_loaded("cpu") and count * (outputs + _GATHERING) < math.prod(size) * outputs
+    return (
+        input.device.type == "cpu" and use_kernels(input) and count * (outputs + _GATHERING) < math.prod(size) * outputs
+    )
 
 
 def _missed(padding: int, stride: int, outputs: int) -> int:
@@ -187,12 +185,10 @@ def _convolve(
     padding: Sequence[int],
     right_slope: bool,
 ) -> Tensor:
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        input = input.to(torch.get_autocast_dtype(input.device.type))
+    input = autocast_like_conv(input)
     dtype = torch.promote_types(input.dtype, torch.float32)
-    # What is exported must consist of torch's own operations.
-    convolve = dcls_sparse_depthwise_conv2d_ref if torch.compiler.is_exporting() else dcls_sparse_depthwise_conv2d
-    want_kernels(input)
+    kernels = max(stride) <= MAX_STRIDE and use_kernels(input)
+    convolve = dcls_sparse_depthwise_conv2d if kernels else dcls_sparse_depthwise_conv2d_ref
     options = list(size), list(axes), normalise, right_slope, list(stride), list(padding)
     y: Tensor = convolve(input, weight.to(dtype), P.to(dtype), *options)
     return y

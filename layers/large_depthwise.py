@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._geometry import IntOrInts, Padding, is_channels_last, normalise_padding, pad_widths, per_axis
+from .ops._autocast import autocast_like_conv
 from .ops._load import use_kernels
 from .ops.large_depthwise_conv2d import forward, large_depthwise_conv2d_ref
 
@@ -13,6 +14,9 @@ torch.fx.wrap("large_depthwise_conv2d")
 
 _WIDE_VECTORS = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 _LANES = 16
+
+MAX_STRIDE = 64
+"""Beyond it there is nothing large about the kernel that the steps between outputs see, and memory is wasted."""
 
 
 def large_depthwise_conv2d(
@@ -43,10 +47,8 @@ def large_depthwise_conv2d(
         widened = input
     else:
         raise ValueError(f"input must be (B, C, H, W) or (C, H, W), got {tuple(input.shape)}")
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        widened, weight = _autocast(widened, dtype), _autocast(weight, dtype)
-        bias = None if bias is None else _autocast(bias, dtype)
+    widened, weight = autocast_like_conv(widened), autocast_like_conv(weight)
+    bias = None if bias is None else autocast_like_conv(bias)
     _check(widened, weight, bias)
     steps = per_axis(stride, 2, "stride")
     if min(steps) < 1:
@@ -59,7 +61,7 @@ def large_depthwise_conv2d(
             "take more padding or a smaller kernel"
         )
     geometry = list(steps), [*rows, *columns]
-    convolve = forward if use_kernels(widened) else large_depthwise_conv2d_ref
+    convolve = forward if max(steps) <= MAX_STRIDE and use_kernels(widened) else large_depthwise_conv2d_ref
     y: Tensor = convolve(widened, weight, bias, *geometry)
     return y.squeeze(0) if input.dim() == 3 else y
 
@@ -92,10 +94,6 @@ def large_depthwise_pays(input: Tensor, weight: Tensor, training: bool | None = 
     if training:
         return taps >= 25
     return taps >= 81 and input.shape[-3] >= _LANES
-
-
-def _autocast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value if value.dtype == torch.float64 else value.to(dtype)
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ConvswapError
-from ..layers.ops._build import BACKENDS, Backend, BuildError, build, library_path, nvcc
+from ..layers.ops._build import BACKENDS, Backend, BuildError, build, is_compiled, library_path, nvcc
 from . import arguments
 from .errors import UsageError
 from .output import print_json, progress, show
@@ -37,6 +37,8 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.cuda_archs and parsed.backend == "cpu":
         raise UsageError("--cuda-archs is for the CUDA kernels, and --backend cpu leaves them out")
     architectures = [part.strip() for part in (parsed.cuda_archs or "").split(",") if part.strip()]
+    if parsed.cuda_archs is not None and not architectures:
+        raise UsageError(f"--cuda-archs names no compute capability: {parsed.cuda_archs!r}. Write them as in 80,90")
     made = [_build(backend, architectures) for backend in _backends(parsed.backend, bool(architectures))]
     if parsed.json:
         print_json(made)
@@ -60,7 +62,7 @@ def _backends(named: Backend | None, architectures_given: bool) -> list[Backend]
 def _build(backend: Backend, architectures: list[str]) -> dict[str, str | float | bool]:
     start = time.monotonic()
     try:
-        compiled = not library_path(backend, architectures if backend == "cuda" else ()).exists()
+        compiled = not is_compiled(library_path(backend, architectures if backend == "cuda" else ()))
         with progress(f"compiling the {backend} kernels"):
             library = build(backend, architectures if backend == "cuda" else ())
     except BuildError as error:

@@ -49,18 +49,32 @@ def build(backend: Backend, architectures: Sequence[str] = ()) -> Path:
     except ImportError as error:
         raise BuildError(f"kernels are compiled on POSIX systems only, and this is {sys.platform}") from error
     library = library_path(backend, architectures)
-    if library.exists():
+    if is_compiled(library):
         return library
     try:
         with open(library.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it when its holder dies
-            if not library.exists():
+            if not is_compiled(library):
                 print(f"convswap: compiling its {backend} kernels for the first time ...", file=sys.stderr, flush=True)
                 with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-                    os.replace(_compile(backend, architectures, Path(scratch)), library)
+                    linked = _compile(backend, architectures, Path(scratch))
+                    _size_file(library).write_text(str(linked.stat().st_size))
+                    os.replace(linked, library)
     except OSError as error:
         raise BuildError(f"the cache folder {library.parent} cannot be written to: {error}") from error
     return library
+
+
+def is_compiled(library: Path) -> bool:
+    """Whether the library is there, and whole: the system kills who loads one that is cut off."""
+    try:
+        return library.stat().st_size == int(_size_file(library).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _size_file(library: Path) -> Path:
+    return library.with_suffix(".size")
 
 
 def library_path(backend: Backend, architectures: Sequence[str] = ()) -> Path:
@@ -72,7 +86,7 @@ def library_path(backend: Backend, architectures: Sequence[str] = ()) -> Path:
     folder = cache_folder()
     stem = f"{backend}-{_key(backend, *_commands(backend))}"
     for made in sorted(folder.glob(f"{stem}-*.so")):
-        if set(wanted) <= set(made.stem.removeprefix(f"{stem}-").split("_")):
+        if is_compiled(made) and set(wanted) <= set(made.stem.removeprefix(f"{stem}-").split("_")):
             return made
     return folder / f"{stem}-{'_'.join(wanted) or 'any'}.so"
 
@@ -104,12 +118,14 @@ def cache_folder() -> Path:
     try:
         folder = folder.expanduser().absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = folder.stat().st_uid
+        status = folder.stat()
     except (OSError, RuntimeError) as error:  # RuntimeError: of a user without a home
         raise BuildError(
             f"the cache folder {folder} cannot be used ({error}): set CONVSWAP_CACHE to another"
         ) from error
-    if owner != os.getuid():
+    if status.st_mode & 0o022:
+        raise BuildError(f"others may write to the cache folder {folder}: chmod go-w it, or set CONVSWAP_CACHE")
+    if status.st_uid != os.getuid():
         raise BuildError(f"the cache folder {folder} belongs to another user: set CONVSWAP_CACHE to one of your own")
     return folder
 
@@ -124,14 +140,14 @@ def _architectures(named: Sequence[str]) -> tuple[str, ...]:
     if not names:
         raise BuildError("no GPU is visible: set CONVSWAP_CUDA_ARCHS to what to compile for, as in 80,90")
     for name in names:
-        if not name.rstrip("af").isdigit():
+        if not (name.isascii() and name.rstrip("af").isdecimal()):
             raise BuildError(f"{name!r} is no compute capability: write 90 for 9.0")
-    return tuple(names)
+    return tuple(dict.fromkeys(names))
 
 
 def cxx() -> str:
     """The C++ compiler: ``$CXX`` or ``c++``."""
-    return os.environ.get("CXX") or "c++"
+    return os.environ.get("CXX", "").strip() or "c++"
 
 
 def nvcc() -> str | None:
@@ -151,7 +167,7 @@ def _commands(backend: Backend) -> tuple[list[str], list[str]]:
             compiler = shlex.split(cxx())
         except ValueError as error:
             raise BuildError(f"CXX={cxx()!r} is no command line: {error}") from error
-        flags += ["-fPIC", "-fvisibility=hidden", "-fno-math-errno"]
+        flags += ["-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wno-psabi"]
         return [*compiler, *flags], [*compiler, "-shared", *libraries, "-Wl,--no-as-needed", "-ltorch_cpu"]
     found = nvcc()
     if found is None:

@@ -12,6 +12,8 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 
 from ._agreement import first_disagreement
 from ._build import BACKENDS, Backend, BuildError, build
@@ -81,9 +83,12 @@ def want_kernels(*where: Tensor | nn.Module | None) -> None:
 def use_kernels(value: Tensor) -> bool:
     """Whether what is computed with ``value`` is to run on compiled kernels, which are loaded for it if need be.
 
-    What is exported must consist of torch's own operations.
+    What is exported must consist of torch's own operations, and those of torch alone have derivatives in forward mode
+    and under the transforms of ``torch.func``.
     """
     if torch.compiler.is_exporting():
+        return False
+    if not torch.compiler.is_compiling() and (forward_ad._current_level >= 0 or peek_interpreter_stack() is not None):
         return False
     want_kernels(value)
     return kernels_loaded(value.device.type)

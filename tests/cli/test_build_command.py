@@ -36,6 +36,7 @@ def test_build_for_people_and_machines(cli: Cli, tmp_path: Path) -> None:
 def test_what_cannot_be_built(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no compute capability" in refused(cli, tmp_path / "sources", "build", "--backend=cuda", "--cuda-archs=9.0")
     assert "leaves them out" in refused(cli, tmp_path / "sources", "build", "--backend=cpu", "--cuda-archs=90", code=2)
+    assert "names no compute capability" in refused(cli, tmp_path / "sources", "build", "--cuda-archs=,", code=2)
     assert "invalid choice" in refused(cli, tmp_path / "sources", "build", "--backend=xpu", code=2)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no-such-compiler cannot be run" in refused(cli, tmp_path / "sources", "build", "--backend=cpu")

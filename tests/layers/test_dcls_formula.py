@@ -123,3 +123,20 @@ def test_large_depthwise_kernels_get_their_own_convolution():
 def test_dense_layers_run_torch_s_convolution():
     ops = taken(Dcls2d(8, 8, 5, padding=3), torch.randn(1, 8, 9, 9))
     assert "aten::conv2d" in ops
+
+
+def test_a_dtype_that_does_not_fit_is_refused_by_every_formula():
+    layer = Dcls2d(4, 4, 2, padding=8, dilated_kernel_size=17, groups=4, dtype=torch.bfloat16)
+    for layer.formula in ("auto", "dense", "depthwise", "sparse"):
+        with pytest.raises((ValueError, RuntimeError), match="type"):
+            layer(torch.randn(1, 4, 56, 56))
+
+
+@pytest.mark.parametrize("formula", ["auto", "dense", "depthwise", "sparse"])
+def test_every_formula_on_meta_and_with_a_huge_stride(formula):
+    layer = Dcls2d(4, 4, 3, (1, 2**22), 1, 3, 4)
+    layer.formula = formula
+    x = torch.randn(1, 4, 9, 9)
+    y = layer(x)
+    assert relative_error(y, layer.freeze()(x)) < 1e-5
+    assert layer.to("meta")(x.to("meta")).shape == y.shape

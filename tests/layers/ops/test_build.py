@@ -44,7 +44,7 @@ def program(path, code):
 
 
 def left_behind(folder):
-    return sorted(path.name for path in folder.iterdir() if path.suffix not in (".lock", ".so"))
+    return sorted(path.name for path in folder.iterdir() if path.suffix not in (".lock", ".so", ".size"))
 
 
 @needs_compiler
@@ -140,12 +140,16 @@ def test_architectures(sources, tmp_path, monkeypatch):
     monkeypatch.setattr(_build.torch.cuda, "device_count", lambda: 0)
     with pytest.raises(BuildError, match="no GPU is visible"):
         library_path("cuda")
-    with pytest.raises(BuildError, match=r"'9\.0' is no compute capability"):
-        library_path("cuda", ["80", "9.0"])
+    for wrong in ("9.0", "²"):
+        with pytest.raises(BuildError, match=f"'{wrong}' is no compute capability"):
+            library_path("cuda", ["80", wrong])
+    assert library_path("cuda", ["90", "90"]) == library_path("cuda", ["90"])
     both = library_path("cuda", ["80", "90"])
     monkeypatch.setenv("CONVSWAP_CUDA_ARCHS", "90")
     assert library_path("cuda") != both
     both.touch()
+    assert library_path("cuda") != both  # it is not whole
+    both.with_suffix(".size").write_text("0")
     assert library_path("cuda") == both  # a library of more architectures serves
     monkeypatch.setenv("CONVSWAP_CUDA_ARCHS", "90, 120")
     assert library_path("cuda") != both
@@ -164,4 +168,23 @@ def test_an_environment_that_makes_no_sense(sources, monkeypatch, variable, valu
 def test_an_incomplete_installation(sources, tmp_path, monkeypatch):
     monkeypatch.setattr(_build, "SOURCES", tmp_path / "nothing")
     with pytest.raises(BuildError, match="install convswap again"):
+        build("cpu")
+
+
+@needs_compiler
+def test_a_library_that_is_cut_off_is_compiled_again(sources):
+    library = build("cpu")
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) // 2])
+    assert not _build.is_compiled(library)
+    assert build("cpu") == library
+    assert library.read_bytes() == whole
+
+
+def test_a_cache_that_others_may_write_to(sources, tmp_path, monkeypatch):
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    monkeypatch.setenv("CONVSWAP_CACHE", str(folder))
+    with pytest.raises(BuildError, match="chmod go-w"):
         build("cpu")

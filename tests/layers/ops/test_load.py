@@ -96,7 +96,9 @@ def test_a_file_that_is_no_library(tmp_path):
     before = os.environ.get("CONVSWAP_CACHE")
     os.environ["CONVSWAP_CACHE"] = str(tmp_path)
     try:
-        _build.library_path("cpu").write_bytes(b"not a library")
+        library = _build.library_path("cpu")
+        library.write_bytes(b"not a library")
+        library.with_suffix(".size").write_text("13")
     finally:
         os.environ.pop("CONVSWAP_CACHE") if before is None else os.environ.update(CONVSWAP_CACHE=before)
     told = run(CONVSWAP_KERNELS="auto", CONVSWAP_CACHE=str(tmp_path))
