@@ -10,6 +10,7 @@ from .dcls import Dcls1d, Dcls2d, Dcls3d
 from .dcls_base import DclsLayer
 from .dcls_dilated import DclsDilated1d, DclsDilated2d
 from .dcls_mixed import Dcls2_1d, Dcls2dK1d, Dcls3_1d
+from .dcls_shared import layers_with_shared_positions
 from .dcls_training import clamp_after_step
 from .dynamic import DynamicConv1d, DynamicConv2d, DynamicConv3d
 
@@ -30,4 +31,5 @@ __all__ = [
     "KernelAttention",
     "clamp_after_step",
     "functional",
+    "layers_with_shared_positions",
 ]

@@ -81,8 +81,12 @@ class ConvLayer(nn.Module):
 
     def new_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that a plain convolution does not have, by name: those to train when all else stays."""
-        own = dict(self.named_parameters())
-        return {name: own[name] for name in self.new_parameter_names if name in own}
+
+        def is_new(name: str) -> bool:  # of a parametrised P, what it is computed from is called parametrizations.P.…
+            plain = name.replace("parametrizations.", "")
+            return any(plain == new or plain.startswith(f"{new}.") for new in self.new_parameter_names)
+
+        return {name: parameter for name, parameter in self.named_parameters() if is_new(name)}
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ._base import Conv, ConvLayer
+from .dcls_bounds import gathered
+from .dcls_formula import Formula
 from .frozen import frozen_conv
 from .ops._load import want_kernels
 
@@ -25,6 +27,23 @@ class DclsLayer(ConvLayer):
     window: tuple[int, ...]
     """Number of pixels that the kernel which ``padding`` is meant for spans on each axis."""
 
+    formula: Formula = "auto"
+    """Which way to compute the convolution, to be set on a layer that is not to choose by itself. See `Formula`."""
+
+    def __init__(self, in_channels: int, out_channels: int, *geometry: Any) -> None:
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
+        super().__init__(in_channels, out_channels, *geometry)
+
+    @classmethod
+    def unsupported_reason(cls, conv: nn.Module, **options: Any) -> str | None:
+        reason = super().unsupported_reason(conv)
+        if reason is not None:
+            return reason
+        source: Any = conv
+        channels = source.in_channels, source.out_channels
+        return None if min(channels) >= 1 else f"it has {channels[0]} input and {channels[1]} output channels"
+
     def construct_kernel(self) -> Tensor:
         """The dense kernel (out_channels, in_channels / groups, *kernel) that the layer convolves with."""
         raise NotImplementedError
@@ -40,26 +59,33 @@ class DclsLayer(ConvLayer):
         """The dilation that the dense kernel is used with."""
         return (1,) * self.dims
 
-    @torch.no_grad()
     def freeze(self) -> Conv:
         """The plain convolution that this layer is at present: an ``nn.ConvNd`` with the dense kernel.
 
         Its padding is larger than the layer's by what the grid extends the window on each side. With
         ``padding="same"`` and a stride, which ``nn.ConvNd`` does not have, it is a subclass of our own. Nothing is
-        shared with the layer.
+        shared with the layer. Of a layer that is sharded, as by FSDP, each process gets the whole convolution; all of
+        them must call this.
         """
-        bias = self.bias
-        conv = frozen_conv(
-            nn.Parameter(self.construct_kernel().detach(), self.weight.requires_grad),
-            None if bias is None else nn.Parameter(bias.detach().clone(), bias.requires_grad),
-            self.stride,
-            self.padding,
-            self.kernel_dilation(),
-            self.groups,
-            self.padding_mode,
-            self.window,
-        )
+        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
+            whole = gathered(self)
+            bias = whole.bias
+            conv = frozen_conv(
+                nn.Parameter(whole.construct_kernel(), self.weight.requires_grad),
+                None if bias is None else nn.Parameter(bias.clone(), bias.requires_grad),
+                self.stride,
+                self.padding,
+                self.kernel_dilation(),
+                self.groups,
+                self.padding_mode,
+                self.window,
+            )
         return conv.train(self.training)
+
+    def extra_repr(self) -> str:
+        forced = "" if self.formula == "auto" else f", formula={self.formula!r}"
+        return super().extra_repr() + forced
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Parameters of four and five axes are no images here: to(memory_format=...) must pass over them.

@@ -3,75 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ._base import parameter_like
-from ._geometry import IntOrInts, Padding, effective_size, normalise_padding, per_axis
+from ._geometry import IntOrInts, Padding, effective_size, normalise_padding, pad, pad_widths, per_axis
 from .dcls_base import DclsLayer
-from .dcls_grid import position_bounds
-from .dcls_kernel import draw_triangles
+from .dcls_bounds import clamp_between
+from .dcls_dilated_kernel import construct_dilated_kernel, position_scale, taps_on_grid
+from .dcls_formula import Formula, depthwise_conv, depthwise_pays, is_depthwise
 from .dcls_sampled import sampled_conv, sampling_is_cheaper
+from .dcls_sparse import dcls_gather_conv2d, gather_wins
 from .frozen import grown_conv
-from .ops._load import want_kernels
+from .ops._load import use_kernels, want_kernels
 
 torch.fx.wrap("dcls_dilated_conv")
-
-Formula = Literal["auto", "dense", "sparse"]
-
-
-def construct_dilated_kernel(weight: Tensor, P: Tensor, dilation: IntOrInts, gain: float = 1.0) -> Tensor:
-    """Build the dense kernel of a dilated convolution whose taps have moved.
-
-    Tap (r, c) is at ``(r, c) * dilation + P[:, ..., r, c] * gain * sqrt(n)`` pixels, n being the number of entries of
-    ``P[0]``; it is clamped to the grid, of ``dilation * (k - 1) + 1`` pixels, and drawn on it by bilinear
-    interpolation. With P = 0 that is the kernel of the dilated convolution.
-
-    Args:
-        weight: (O, I, *k), I input channels per group.
-        P: (D, O, I, *k), or (D, I, *k) for all output channels alike. ``P[d]`` moves along kernel axis d.
-        dilation: number of pixels between taps.
-
-    Returns:
-        (O, I, *grid), in the dtype of ``weight``. Computed in single precision at least. At integer positions the
-        gradient is the mean of the one-sided derivatives; a position on the border, or beyond, has the one there or 0.
-
-    Raises:
-        ValueError: if the shapes do not fit.
-    """
-    places, sizes = _places(weight, P, dilation, gain)
-    if places.dim() == 3:
-        places = places.unsqueeze(1).expand(-1, weight.shape[0], -1, -1)
-    axes = list(range(len(sizes)))
-    return draw_triangles(weight.flatten(2), places, list(sizes), axes, normalise=False, right_slope=False)
-
-
-def _places(weight: Tensor, P: Tensor, dilation: IntOrInts, gain: float) -> tuple[Tensor, tuple[int, ...]]:
-    """Positions of the taps on the grid, ([D, O,] I, taps), relative to ``size // 2``, and the sizes of the grid."""
-    taps = tuple(weight.shape[2:])
-    dims = len(taps)
-    steps = per_axis(dilation, dims, "dilation")
-    shapes = (dims, *weight.shape), (dims, *weight.shape[1:])
-    if P.shape not in shapes:
-        raise ValueError(f"P must have shape {shapes[0]}, or {shapes[1]} if shared, got {tuple(P.shape)}")
-    sizes = effective_size(taps, steps)
-    moved = P.to(torch.promote_types(weight.dtype, torch.float32)) * position_scale(P, gain)
-    places = []
-    for axis, (count, step, size) in enumerate(zip(taps, steps, sizes, strict=True)):
-        at_rest = torch.arange(count, dtype=moved.dtype, device=P.device) * step - size // 2
-        place = moved[axis] + at_rest.view(-1, *(1,) * (dims - 1 - axis))
-        low, high = position_bounds(size)
-        # The gradient passes at the bounds themselves, where most taps start; that of torch.clamp differs by version.
-        within = (place >= low) & (place <= high)
-        places.append(torch.where(within, place, place.detach().clamp(low, high)).flatten(-dims))
-    return torch.stack(places), sizes
-
-
-def position_scale(P: Tensor, gain: float) -> float:
-    """Pixels that a tap moves per unit of P."""
-    return gain * math.sqrt(math.prod(P.shape[1:]))
 
 
 def dcls_dilated_conv(
@@ -94,26 +42,54 @@ def dcls_dilated_conv(
         weight, P, gain: as in `construct_dilated_kernel`.
         bias: (O) or None.
         stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``; ``padding="same"`` with any stride.
-        formula: ``"dense"`` builds the kernel; ``"sparse"`` interpolates the image instead, which is for positions
-            that all output channels share; ``"auto"`` is the cheaper. They give the same.
+        formula: ``"dense"`` builds the kernel; ``"depthwise"`` does so for `large_depthwise_conv2d`, in one or two
+            dimensions with a group for each channel; ``"sparse"`` interpolates the image instead, which is for
+            positions that all output channels share; ``"auto"`` is the cheapest. They give the same.
+
+    Raises:
+        ValueError: if shapes do not fit, or the formula is unknown or does not fit the rest.
     """
     dims = weight.dim() - 2
     shared = P.dim() == dims + 2
+    channels = weight.shape[1] * groups
+    if x.dim() not in (dims + 1, dims + 2) or x.shape[-dims - 1] != channels:
+        raise ValueError(
+            f"input must be (B, {channels}, *size) or ({channels}, *size), with {dims} sizes, for this weight and "
+            f"groups, got {tuple(x.shape)}"
+        )
     steps, amounts = per_axis(stride, dims, "stride"), normalise_padding(padding, dims)
     window = effective_size(weight.shape[2:], per_axis(dilation, dims, "dilation"))
     taps, outputs = math.prod(weight.shape[2:]), weight.shape[0] // groups
+    ones = (1,) * dims
+    depthwise = is_depthwise(x, window, ones, groups)
+    possible = ("dense", *(("depthwise",) if depthwise else ()), *(("sparse",) if shared else ()))
     if formula == "auto":
-        formula = "sparse" if shared and sampling_is_cheaper(window, taps, outputs) else "dense"
+        formula = "depthwise" if depthwise and depthwise_pays(x, weight.flatten(2), window) else "dense"
+        if shared and _gathering_pays(x, window, taps, outputs):
+            formula = "sparse"
+    elif formula not in possible:
+        raise ValueError(f"formula must be one of auto, {', '.join(possible)} here, got {formula!r}")
+    widths = pad_widths(amounts, window, steps, x.shape[-dims:])
+    if formula == "sparse":
+        values, places, _ = taps_on_grid(weight, P, dilation, gain)
+        values = values.to(weight.dtype)
+        if dims == 1 or not use_kernels(x):
+            return sampled_conv(x, values, places, bias, steps, amounts, window, groups, padding_mode)
+        batched = pad(x if x.dim() == 4 else x.unsqueeze(0), widths if padding_mode != "zeros" else [], padding_mode)
+        around = [width for pair in widths for width in pair] if padding_mode == "zeros" else [0] * 4
+        options = window, range(dims), False, steps, around, groups
+        y = dcls_gather_conv2d(batched, values, places.unsqueeze(1), bias, *options)
+        return y if x.dim() == 4 else y.squeeze(0)
+    kernel = construct_dilated_kernel(weight, P, dilation, gain)
     if formula == "dense":
-        kernel = construct_dilated_kernel(weight, P, dilation, gain)
-        return grown_conv(x, kernel, bias, steps, amounts, (1,) * dims, groups, padding_mode, window)
-    if formula != "sparse" or not shared:
-        raise ValueError(
-            'formula must be "auto", "dense" or, for positions shared by the output channels, "sparse", '
-            f"got {formula!r} with P of shape {tuple(P.shape)}"
-        )
-    places, _ = _places(weight, P, dilation, gain)
-    return sampled_conv(x, weight.flatten(2), places, bias, steps, amounts, window, groups, padding_mode)
+        return grown_conv(x, kernel, bias, steps, amounts, ones, groups, padding_mode, window)
+    return depthwise_conv(x, kernel, bias, steps, widths, padding_mode)
+
+
+def _gathering_pays(x: Tensor, window: tuple[int, ...], taps: int, outputs: int) -> bool:
+    if len(window) == 2 and use_kernels(x):
+        return gather_wins(x, taps, window, outputs)
+    return sampling_is_cheaper(window, taps, outputs)
 
 
 class _DclsDilatedNd(DclsLayer):
@@ -136,7 +112,7 @@ class _DclsDilatedNd(DclsLayer):
         bias (out_channels) or None.
 
     Raises:
-        ValueError: for arguments that fit no convolution, or a gain that is not positive.
+        ValueError: for arguments that fit no convolution, or a gain that is not positive and finite.
     """
 
     new_parameter_names: ClassVar[tuple[str, ...]] = ("P",)
@@ -159,8 +135,8 @@ class _DclsDilatedNd(DclsLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        if not gain > 0:
-            raise ValueError(f"gain must be above 0, got {gain}")
+        if not 0 < gain < math.inf:
+            raise ValueError(f"gain must be a number above 0, got {gain}")
         self.gain, self.shared_positions = gain, shared_positions
         self.window = effective_size(self.kernel_size, self.dilation)
         shape = (out_channels, in_channels // groups, *self.kernel_size)
@@ -188,11 +164,14 @@ class _DclsDilatedNd(DclsLayer):
     def clamp_positions(self) -> None:
         # A little inside, so that rounding puts none beyond the border, where it would have no gradient.
         scale = position_scale(self.P, self.gain) * (1 + 2 * torch.finfo(self.P.dtype).eps)
-        for d, (taps, step) in enumerate(zip(self.kernel_size, self.dilation, strict=True)):
-            place = torch.arange(taps, dtype=torch.float64, device=self.P.device) * step
-            place = place.view(-1, *(1,) * (self.dims - 1 - d))
-            low, high = -place / scale, (step * (taps - 1) - place) / scale
-            self.P[d].clamp_(low.to(self.P.dtype), high.to(self.P.dtype))
+        axes = [
+            torch.arange(taps, dtype=torch.float64, device=self.P.device) * step
+            for taps, step in zip(self.kernel_size, self.dilation, strict=True)
+        ]
+        places = torch.stack(torch.meshgrid(axes, indexing="ij"))  # (D, *kernel_size)
+        last = places.amax(tuple(range(1, places.dim())), keepdim=True)
+        shape = (self.dims, *(1,) * (self.P.dim() - places.dim()), *self.kernel_size)
+        clamp_between(self.P, (-places / scale).view(shape), ((last - places) / scale).view(shape))
 
     def construct_kernel(self) -> Tensor:
         return construct_dilated_kernel(self.weight, self.P, self.dilation, self.gain)
@@ -260,6 +239,7 @@ class _DclsDilatedNd(DclsLayer):
             self.groups,
             self.padding_mode,
             self.gain,
+            self.formula,
         )
 
     def extra_repr(self) -> str:

@@ -28,9 +28,8 @@ def scatter_ref(
         (O, I, *size). Differentiable any number of times.
     """
     # Cells come first and elements last in all that follows: sums over few cells are then vectorised over elements.
-    elements = weight.shape[2]
-    touched = {axis: triangle(P[d].reshape(-1, elements), size[axis], right_slope) for d, axis in enumerate(axes)}
-    shares = weight.reshape(-1, elements)
+    touched = {axis: triangle(P[d].flatten(0, 1), size[axis], right_slope) for d, axis in enumerate(axes)}
+    shares = weight.flatten(0, 1)
     if normalise:
         total = torch.ones((), dtype=weight.dtype, device=weight.device)
         for _, bump in touched.values():
@@ -57,7 +56,7 @@ def triangle(P: Tensor, size: int, right_slope: bool) -> tuple[Tensor, Tensor]:
     fraction = position - base
     zero, one = torch.zeros_like(fraction), torch.ones_like(fraction)
     value, slope = [1 - fraction, fraction], [-one, one]
-    if not right_slope and torch.is_grad_enabled():  # else the cell before the position would be there for nothing
+    if not right_slope:  # whether or not gradients are recorded: forward-mode derivatives are in any case
         half, on_pixel = 0.5 * one, fraction == 0
         value = [zero, *value]
         slope = [

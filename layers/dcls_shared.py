@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from ._base import Conv, parameter_like
+from ._base import Conv
 from ._geometry import IntOrInts
 from .dcls import Dcls1d, Dcls2d, Dcls3d
 from .dcls_kernel import Version
-from .dcls_start import start_from_kernel
 
 LayerT = TypeVar("LayerT", Dcls1d, Dcls2d, Dcls3d)
 
@@ -45,39 +44,27 @@ def layers_with_shared_positions(
         ValueError: if the convolutions differ in what must be common, or ``from_conv`` does not take one of them.
     """
     _check_alike(convs)
-    sharing: dict[str, Any] = {"kernel_count": kernel_count, "dilated_kernel_size": dilated_kernel_size}
+    # With as many elements as taps or more there is nothing to choose.
+    few = kernel_count is not None and len(convs) > 0 and kernel_count < convs[0].weight[0, 0].numel()
+    ranking = _importance(convs) if few else None
     layers: list[LayerT] = []
     for conv in convs:
         # The positions of all but the first layer are given up: they need not be drawn from the same generator.
         own = generator if not layers else torch.Generator().manual_seed(0)
-        layers.append(layer_class.from_conv(conv, generator=own, version=version, **sharing))
-    if layers and layers[0].kernel_count < convs[0].weight[0, 0].numel():
-        _choose_taps_jointly(layers, convs)
+        layers.append(layer_class._from_conv(conv, own, kernel_count, dilated_kernel_size, version, ranking))
     for layer in layers[1:]:
         layer.P, layer.SIG = layers[0].P, layers[0].SIG
     return layers
 
 
-def _choose_taps_jointly(layers: Sequence[LayerT], convs: Sequence[Conv]) -> None:
-    """Give all layers the elements on the taps that matter most to all convolutions together."""
+def _importance(convs: Sequence[Conv]) -> Tensor:
+    """How much each tap matters to all convolutions together, shaped as their weights."""
     weights = [conv.weight.detach().to(torch.promote_types(conv.weight.dtype, torch.float32)) for conv in convs]
-    greatest = torch.stack([weight.abs().max() for weight in weights]).max()
-    importance = torch.stack([(weight / greatest.clamp_min(1e-30)).square() for weight in weights]).sum(0)
-    for layer, conv in zip(layers, convs, strict=True):
-        start = start_from_kernel(
-            conv.weight,
-            conv.dilation,
-            layer.dilated_kernel_size,
-            layer.kernel_count,
-            layer.version,
-            None,  # nothing is drawn: there are no more elements than taps
-            layer.least_sigma.get(layer.version),
-            importance,
-        )
-        layer.weight = parameter_like(start.weight, conv.weight)
-        layer.P = nn.Parameter(start.P.to(conv.weight))
-        if start.SIG is not None:
-            layer.SIG = nn.Parameter(start.SIG.to(conv.weight))
+    greatest = torch.stack([weight.abs().max() for weight in weights]).max().clamp_min(1e-30)
+    importance = torch.zeros_like(weights[0])
+    for weight in weights:
+        importance += (weight / greatest).square()
+    return importance
 
 
 def _check_alike(convs: Sequence[Conv]) -> None:

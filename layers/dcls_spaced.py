@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ._base import parameter_like
 from ._geometry import IntOrInts, Padding, effective_size, per_axis
 from .dcls_base import DclsLayer
+from .dcls_bounds import clamp_between
 from .dcls_conv import dcls_conv
 from .dcls_grid import default_dilated_kernel_size, position_axes, position_bounds, unfit_sizes
 from .dcls_kernel import LEAST_SIGMA, VERSIONS, Version, construct_kernel
@@ -70,9 +72,9 @@ class SpacedLayer(DclsLayer):
         self.dense_kernel_size, self.dilated_kernel_size, self.flat_dim = dense_kernel_size, sizes, flat_dim
         self.window = effective_size(self.kernel_size, self.dilation)
         self._check(version, kernel_count, taps)
-        self.kernel_count = kernel_count
+        self.kernel_count = operator.index(kernel_count)
         self.version: Version = version
-        shape = (out_channels, in_channels // groups, *dense_kernel_size, kernel_count)
+        shape = (out_channels, in_channels // groups, *dense_kernel_size, self.kernel_count)
         placement: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(shape, **placement))
         self.P = nn.Parameter(torch.empty((self.spaced, *shape), **placement))
@@ -93,8 +95,8 @@ class SpacedLayer(DclsLayer):
             raise ValueError(reason)
         if version not in self.versions:
             raise ValueError(f"version must be one of {', '.join(self.versions)}, got {version!r}")
-        if kernel_count < 1:
-            raise ValueError(f"kernel_count must be at least 1, got {kernel_count}")
+        if not hasattr(kernel_count, "__index__") or kernel_count < 1:
+            raise ValueError(f"kernel_count must be a whole number of at least 1, got {kernel_count!r}")
         numbers = self.out_channels * (self.in_channels // self.groups) * math.prod(taps)
         if numbers > MAX_DENSE_KERNEL:
             size = "x".join(map(str, self.dilated_kernel_size))
@@ -123,11 +125,16 @@ class SpacedLayer(DclsLayer):
     @torch.no_grad()
     def clamp_positions(self) -> None:
         bounds = self._position_bounds()
-        if len(set(bounds)) == 1:  # the whole of P, which may be sharded along its first axis
+        if len(set(bounds)) == 1:
             self.P.clamp_(*bounds[0])
             return
-        for d, (low, high) in enumerate(bounds):
-            self.P[d].clamp_(low, high)
+        shape = (-1, *(1,) * (self.P.dim() - 1))
+        # Filled on the device: a copy to it would wait for all that it has to do.
+        low, high = (
+            torch.stack([torch.full((), float(b), device=self.P.device) for b in ends]).view(shape)
+            for ends in zip(*bounds, strict=True)
+        )
+        clamp_between(self.P, low, high)
 
     def kernel_dilation(self) -> tuple[int, ...]:
         dense = len(self.dense_kernel_size)
@@ -155,6 +162,7 @@ class SpacedLayer(DclsLayer):
             self.dilation[: len(self.dense_kernel_size)],
             self.flat_dim,
             self.least_sigma.get(self.version),
+            self.formula,
         )
 
     @classmethod
@@ -204,8 +212,21 @@ class SpacedLayer(DclsLayer):
             dilated_kernel_size: size of the grid, of the parity of what the conv's kernel spans; see
                 `default_dilated_kernel_size`.
             version: ``"v0"``, ``"v1"`` and ``"max"`` are exact. A Gaussian is never a point: ``"gauss"`` starts with
-                SIG = 0.001 and the weights that fit the conv's kernel best in the least-squares sense.
+                SIG = 0.001 and the weights that fit the whole of the conv's kernel best in the least-squares sense.
         """
+        return cls._from_conv(conv, generator, kernel_count, dilated_kernel_size, version)
+
+    @classmethod
+    def _from_conv(
+        cls,
+        conv: nn.Module,
+        generator: torch.Generator | None,
+        kernel_count: int | None,
+        dilated_kernel_size: IntOrInts | None,
+        version: Version,
+        ranking: Tensor | None = None,
+    ) -> Self:
+        """`from_conv`; of fewer elements than taps, those on the largest in ``ranking``, shaped as the weight."""
         source = cls._check_conv(conv, dilated_kernel_size=dilated_kernel_size)
         axes = cls._spaced_axes(source.kernel_size)
         taps, steps = (tuple(values[axis] for axis in axes) for values in (source.kernel_size, source.dilation))
@@ -232,7 +253,9 @@ class SpacedLayer(DclsLayer):
             **cls._own_arguments(source.kernel_size),
         )
         kernel = source.weight.reshape(source.weight.shape[0], -1, *taps)  # dense axes as so many more input channels
-        start = start_from_kernel(kernel, steps, sizes, count, version, generator, cls.least_sigma.get(version))
+        least = cls.least_sigma.get(version)
+        ranks = None if ranking is None else ranking.reshape(kernel.shape)
+        start = start_from_kernel(kernel, steps, sizes, layer.kernel_count, version, generator, least, ranks)
         layer.weight = parameter_like(start.weight.reshape(layer.weight.shape), source.weight)
         layer.P = nn.Parameter(start.P.reshape(layer.P.shape).to(source.weight))
         if start.SIG is not None:

@@ -1,10 +1,14 @@
+import warnings
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from convswap.layers import Dcls1d, Dcls2d, Dcls3d
+from convswap.layers import Dcls1d, Dcls2d, Dcls3d, dcls_start, layers_with_shared_positions
 from convswap.layers.dcls import default_dilated_kernel_size
 from convswap.layers.dcls_grid import position_axes
 from convswap.layers.dcls_kernel import LEAST_SIGMA, VERSIONS
@@ -69,14 +73,42 @@ def test_gaussians_fit_better_than_with_the_taps_own_weights(g):
     assert error < 0.01 * wanted.norm()
 
 
-@pytest.mark.parametrize("count", [9, 4])
-def test_gaussian_weights_are_the_least_squares_solution(count):
-    g = Geometry((9, 9), (3, 3), (1, 1), (0, 0), (1, 1), 1, "zeros", 2, 3, bias=False, seed=4)
-    layer = Dcls2d.from_conv(g.conv(), version="gauss", kernel_count=count)
-    # The nearest kernel to the points that the elements stand for: the kept taps.
-    kept = Dcls2d.from_conv(g.conv(), version="v1", kernel_count=count).construct_kernel().detach()
-    (layer.construct_kernel() - kept).square().sum().backward()
-    assert layer.weight.grad.abs().max() < 1e-5
+@pytest.mark.parametrize("sigma", [0.27, 1.0])
+@pytest.mark.parametrize("count", [12, 9, 4])
+def test_gaussian_weights_are_the_least_squares_solution(count, sigma, monkeypatch):
+    monkeypatch.setattr(Dcls2d, "least_sigma", {"gauss": sigma})  # wide ones overlap
+    g = Geometry((9, 9), (3, 3), (1, 1), (0, 0), (2, 1), 1, "zeros", 2, 3, bias=False, seed=4)
+    conv = g.conv()
+    layer = Dcls2d.from_conv(conv, version="gauss", kernel_count=count)
+    kernel = layer.construct_kernel()
+    wanted = spread_out(conv.weight, g.dilation, layer.dilated_kernel_size).detach()
+    (gradient,) = torch.autograd.grad((kernel - wanted).square().sum(), layer.weight)
+    assert gradient[..., :9].abs().max() < 1e-10
+
+
+def test_fit_of_gaussians_builds_no_grid_for_each_element():
+    conv = nn.Conv2d(24, 24, 7)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **kwargs or {})
+            sizes.extend(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            return result
+
+    with Sizes():
+        Dcls2d.from_conv(conv, version="gauss", kernel_count=5)
+    assert max(sizes) < 2.5 * conv.weight.numel()  # both coordinates of all taps
+
+
+def test_positions_in_common_take_one_fit_of_gaussians_for_each_layer(monkeypatch):
+    calls = []
+    fit = dcls_start.fitted_weights
+    monkeypatch.setattr(dcls_start, "fitted_weights", lambda *args: calls.append(args) or fit(*args))
+    convs = [nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)]
+    one, other = layers_with_shared_positions(Dcls2d, convs, kernel_count=5, version="gauss")
+    assert one.P is other.P
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -176,13 +208,40 @@ def test_what_cannot_be_converted_is_said(kernel_size, options, reason):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"version": "v7"}, "v7"), ({"dilated_kernel_size": 0}, r"0"), ({"kernel_count": 0}, "0")]
+    ("change", "message"),
+    [
+        ({"version": "v7"}, "v7"),
+        ({"dilated_kernel_size": 0}, r"0"),
+        ({"kernel_count": 0}, "0"),
+        ({"kernel_count": 3.0}, r"kernel_count must be a whole number of at least 1, got 3\.0"),
+        ({"kernel_count": "3"}, "kernel_count must be a whole number of at least 1, got '3'"),
+    ],
 )
 def test_bad_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         Dcls2d(**{"in_channels": 4, "out_channels": 4, "kernel_count": 3} | change)
     with pytest.raises(ValueError, match=message):
         Dcls2d.from_conv(nn.Conv2d(4, 4, 3), **change)
+
+
+@pytest.mark.parametrize("channels", [(0, 4), (4, 0), (0, 0)])
+def test_layer_without_channels_is_refused(channels):
+    with pytest.raises(ValueError, match=f"in_channels and out_channels must be at least 1, got {channels[0]} and"):
+        Dcls2d(*channels, 3)
+    conv = nn.Conv2d(*channels, 3, device="meta")
+    assert Dcls2d.unsupported_reason(conv) == f"it has {channels[0]} input and {channels[1]} output channels"
+
+
+@pytest.mark.parametrize("on_pixels", [False, True])
+def test_layer_can_be_traced_by_jit(on_pixels):
+    layer = Dcls2d(3, 4, 5)
+    if on_pixels:
+        nn.init.zeros_(layer.P)
+    x = torch.randn(2, 3, 9, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(layer, x)
+    assert torch.equal(traced(x), layer(x))
 
 
 def test_positions_stay_contiguous_in_every_memory_format():

@@ -113,7 +113,9 @@ def test_sampling_layer_runs_everywhere(sampled, monkeypatch):
 
 def test_sampling_layer_names_an_input_that_is_too_small(sampled):
     layer, _, _ = sampled
-    with pytest.raises(RuntimeError, match=r"spans \(19, 19\) pixels.*size \(8, 0\)"):
+    with pytest.raises(
+        RuntimeError, match=r"kernel.* 19 is more than the input's 18|spans \(19, 19\) pixels.*size \(8, 0\)"
+    ):
         layer(torch.randn(3, 4, 8, 0))
 
 
@@ -140,12 +142,112 @@ def test_first_and_second_derivatives(seed, shared):
     assert torch.autograd.gradgradcheck(function, (weight, P))
 
 
-def test_border_passes_the_gradient_and_what_is_beyond_does_not():
+def test_position_beyond_the_border_has_no_gradient():
     weight, gain = torch.ones(1, 1, 2, dtype=torch.float64), 1 / 2**0.5  # P in pixels
     G = torch.tensor([1.0, 3.0, 7.0, 2.0], dtype=torch.float64)
-    P = torch.tensor([0.0, 0.5], dtype=torch.float64).view(1, 1, 1, 2).requires_grad_()
-    (construct_dilated_kernel(weight, P, 3, gain) * G).sum().backward()
-    assert P.grad.flatten().tolist() == pytest.approx([3 / 2, 0])  # the mean of G[1] - G[0] and of G[0] - 0
+    P = torch.tensor([-0.5, float("inf")], dtype=torch.float64).view(1, 1, 1, 2).requires_grad_()
+    kernel = construct_dilated_kernel(weight, P, 3, gain)
+    (kernel * G).sum().backward()
+    assert kernel.flatten().tolist() == [1, 0, 0, 1]
+    assert P.grad.flatten().tolist() == [0, 0]
+
+
+def derivatives_by_differences(function, P, directions, step=1e-6):
+    """One-sided ones, each position moved in its direction."""
+    moves = step * torch.diag(directions.flatten()).view(-1, *P.shape)
+    with torch.no_grad():
+        slopes = torch.stack([(function(P + move) - function(P)) / step for move in moves])
+    return slopes.view(P.shape) * directions
+
+
+@pytest.mark.parametrize("formula", ["dense", "depthwise", "sparse"])
+@pytest.mark.parametrize("taps", [(2,), (4,), (2, 2), (3, 3), (2, 1)])
+def test_tap_on_the_border_has_the_slope_into_the_grid(taps, formula):
+    generator, dims = torch.Generator().manual_seed(0), len(taps)
+    channels = 2
+    weight, P = normal(generator, channels, 1, *taps), torch.zeros(dims, 1, *taps, dtype=torch.float64)
+    x = normal(generator, 2, channels, *(9,) * dims)
+    dilation, gain = 3, 0.5 / P[0].numel() ** 0.5
+    middle = torch.stack(torch.meshgrid([torch.arange(k) - (k - 1) / 2 for k in taps], indexing="ij")).unsqueeze(1)
+    on_border = torch.stack([m.abs() == (k - 1) / 2 for m, k in zip(middle, taps, strict=True)])
+    P.requires_grad_()
+
+    def function(P):
+        y = dcls_dilated_conv(x, weight, P, None, 1, 4, dilation, channels, gain=gain, formula=formula)
+        return (y * normal(torch.Generator().manual_seed(1), *y.shape)).sum()
+
+    (gradient,) = torch.autograd.grad(function(P), P)
+    inward = torch.where(middle > 0, -1.0, 1.0).double()
+    wanted = derivatives_by_differences(function, P, inward)
+    mean = (wanted + derivatives_by_differences(function, P, -inward)) / 2
+    single = torch.tensor(taps).view(-1, *(1,) * (dims + 1)) == 1
+    wanted = torch.where(single, 0.0, torch.where(on_border, wanted, mean))
+    assert relative_error(gradient, wanted) < 1e-6
+
+
+def test_position_on_the_border_is_exactly_on_its_pixel():
+    weight = torch.randn(3, 2, 3, 3)
+    kernel = construct_dilated_kernel(weight, torch.zeros(2, 3, 2, 3, 3), (36, 5))
+    assert torch.equal(kernel[..., ::36, ::5], weight)
+    assert kernel.count_nonzero() == weight.numel()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_derivatives_in_a_corner_are_those_beside_it(shared):
+    generator = torch.Generator().manual_seed(0)
+    weight, G = normal(generator, 2, 1, 2, 2), normal(generator, 2, 1, 4, 4)
+    P = torch.zeros(2, *weight.shape[shared:], dtype=torch.float64)
+    gain = 1 / P[0].numel() ** 0.5
+    inward = torch.stack(torch.meshgrid([torch.tensor([1.0, -1.0]).double()] * 2, indexing="ij"))
+    inward = inward.view(2, *(1,) * (P.dim() - 3), 2, 2).expand_as(P)
+
+    def function(P):
+        return (construct_dilated_kernel(weight, P, 3, gain) * G).sum()
+
+    # Between pixels the kernel is linear in each position alone, and so second derivatives do not depend on it.
+    mine, beside = (torch.autograd.functional.hessian(function, P + move * inward) for move in (0.0, 0.25))
+    assert beside.any()
+    assert relative_error(mine, beside, least=1) < 1e-12
+
+
+def test_tap_leaves_the_border_where_that_lowers_the_loss():
+    conv = nn.Conv1d(1, 1, 2, dilation=3, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.tensor([[[1.0, 0.0]]]))
+    layer, G = DclsDilated1d.from_conv(conv), torch.tensor([[[-4.0, -1.0, -0.5, 0.0]]])
+    optimiser = torch.optim.SGD([layer.P], lr=0.05)
+
+    def loss():
+        return (layer.construct_kernel() * G).sum()
+
+    for _ in range(300):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+        layer.clamp_positions()
+    assert loss().item() == pytest.approx(-4.0, abs=1e-5)  # as good as it gets: it has stayed
+
+    optimiser = torch.optim.SGD([layer.P], lr=0.05)
+    for _ in range(300):
+        optimiser.zero_grad()
+        (-loss()).backward()
+        optimiser.step()
+        layer.clamp_positions()
+    assert loss().item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_forward_derivatives_are_those_of_the_backward_pass_without_gradients_too(monkeypatch):
+    torch.manual_seed(0)
+    layer = DclsDilated2d(2, 3, 3, dilation=2, shared_positions=True, dtype=torch.float64)
+    x, P = torch.randn(1, 2, 9, 9, dtype=torch.float64), torch.zeros_like(layer.P)  # on pixels and on the border
+    tangent = torch.randn_like(P)
+    function = partial(dcls_dilated_conv, x, layer.weight.detach(), bias=None, padding=2, dilation=2, formula="sparse")
+    jacobian = torch.autograd.functional.jacobian(function, P)
+    wanted = (jacobian * tangent).sum(tuple(range(-P.dim(), 0)))
+    monkeypatch.setattr(dcls_dilated, "use_kernels", lambda x: False)  # which have no such derivatives
+    with torch.no_grad():
+        _, mine = torch.func.jvp(function, (P,), (tangent,))
+    assert relative_error(mine, wanted) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -176,9 +278,11 @@ def test_positions_of_a_new_layer_have_half_the_dilation_s_deviation():
             lambda: dcls_dilated_conv(
                 torch.ones(1, 1, 9), torch.ones(1, 1, 3), torch.ones(1, 1, 1, 3), None, formula="sparse"
             ),
-            r"shared by the output channels.*'sparse' with P of shape \(1, 1, 1, 3\)",
+            "formula must be one of auto, dense, depthwise here, got 'sparse'",
         ),
-        (lambda: DclsDilated2d(4, 4, 3, gain=0.0), "gain must be above 0, got 0.0"),
+        (lambda: DclsDilated2d(4, 4, 3, gain=0.0), "gain must be a number above 0, got 0.0"),
+        (lambda: DclsDilated2d(4, 4, 3, gain=float("inf")), "gain must be a number above 0, got inf"),
+        (lambda: DclsDilated2d(4, 0, 3), "out_channels must be at least 1, got 4 and 0"),
         (lambda: DclsDilated2d.from_conv(nn.Conv2d(4, 4, 1)), "1x1 kernel has nothing to space"),
         (
             lambda: construct_dilated_kernel(torch.ones(2, 2, 3), torch.ones(1, 3, 3), 2),
@@ -189,3 +293,12 @@ def test_positions_of_a_new_layer_have_half_the_dilation_s_deviation():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("formula", ["auto", "dense", "sparse"])
+@pytest.mark.parametrize("shape", [(9, 9), (1, 3, 9, 9), (3, 9, 9), (1, 1, 4, 9, 9), (9,)])
+def test_input_that_does_not_fit_is_named(formula, shape):
+    layer = DclsDilated2d(4, 6, 3, 1, 9, 9, 2, shared_positions=True)
+    layer.formula = formula
+    with pytest.raises(ValueError, match=r"input must be \(B, 4, \*size\) or \(4, \*size\), with 2 sizes.*got \("):
+        layer(torch.ones(shape))

@@ -83,6 +83,22 @@ def test_frozen_on_meta_and_in_half_precision():
     assert torch.equal(layer.freeze()(x), layer(x))
 
 
+@pytest.mark.parametrize("layer_class", CLASSES)
+def test_frozen_in_inference_mode_can_be_trained(layer_class):
+    layer = layer_class(4, 6, 3, bias=True)
+    x = torch.randn(2, 4, *(9,) * layer.dims)
+    with torch.inference_mode():
+        frozen = layer.freeze()
+        of_inference = layer_class(4, 6, 3).freeze()
+    for conv in (frozen, of_inference):
+        assert not any(parameter.is_inference() for parameter in conv.parameters())
+        conv(x).square().sum().backward()
+        assert conv.weight.grad.any()
+        assert conv.bias.grad.any()
+    assert relative_error(frozen(x), layer(x)) < 1e-5
+    assert torch.is_grad_enabled()
+
+
 def test_strided_same_convolution_as_a_module():
     conv = nn.Conv2d(4, 6, (3, 2), stride=(2, 3), dtype=torch.float64)
     conv.padding = "same"

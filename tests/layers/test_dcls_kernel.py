@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from convswap.layers.dcls_grid import position_axes, position_bounds
 from convswap.layers.dcls_kernel import LEAST_SIGMA, VERSIONS
+from convswap.layers.dcls_scatter import scatter_ref
 from convswap.layers.functional import construct_kernel
 
 from .helpers import few_examples, normal, relative_error, seeds
@@ -262,6 +263,18 @@ def test_position_that_is_no_number_is_seen_in_the_kernel(version):
     kernel = construct_kernel(weight, P, SIG, (5, 5), version)
     assert kernel[1, 0].isnan().any()
     assert not kernel[0].isnan().any()
+
+
+@pytest.mark.parametrize("right_slope", [False, True])
+def test_forward_derivatives_on_pixels_do_not_depend_on_whether_gradients_are_recorded(right_slope):
+    generator = torch.Generator().manual_seed(0)
+    weight, P = normal(generator, 2, 3, 4), torch.randint(-2, 3, (2, 2, 3, 4), generator=generator).double()
+    tangent = normal(generator, *P.shape)
+    function = lambda P: scatter_ref(weight, P, [5, 6], [1, 0], True, right_slope)
+    jacobian = torch.autograd.functional.jacobian(function, P)
+    with torch.no_grad():
+        _, mine = torch.func.jvp(function, (P,), (tangent,))
+    assert relative_error(mine, (jacobian * tangent).sum((-4, -3, -2, -1))) < 1e-12
 
 
 @pytest.mark.parametrize("on_pixels", [False, True])
