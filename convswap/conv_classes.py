@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layers._geometry import effective_size
+from .layers.frozen import StridedSameConv1d, StridedSameConv2d, StridedSameConv3d
+
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FROZEN = (StridedSameConv1d, StridedSameConv2d, StridedSameConv3d)
 
 
 def plain_conv(conv: Conv) -> Conv:
@@ -72,6 +76,8 @@ def _inconsistency(conv: Any) -> str | None:
     shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
     if tuple(conv.weight.shape) != shape:
         return f"its weight has shape {tuple(conv.weight.shape)}, and its attributes say {shape}: set them right"
+    if type(conv) in _FROZEN:  # they pad by themselves
+        return None
     if conv.padding_mode != "zeros" and list(conv._reversed_padding_repeated_twice) != _padding_that_runs(conv):
         return f"its padding was changed after construction, which {conv.padding_mode} padding does not follow"
     return None
@@ -96,9 +102,29 @@ def _pads_to_same(conv: Conv) -> bool:
     return bool(getattr(conv, "same_pad", "Conv2dSame" in type(conv).__name__))
 
 
-def _unusual_padding(conv: Conv) -> str | None:
+def _unusual_padding(conv: Any) -> str | None:
+    if type(conv) in _FROZEN:
+        return _unusual_window(conv)
     if _pads_to_same(conv) and (isinstance(conv.padding, str) or any(conv.padding)):
         return f"it pads its input to SAME and then by {conv.padding} again"
+    return None
+
+
+def _unusual_window(conv: Any) -> str | None:
+    """Why a convolution that a layer of ours was frozen to does not pad as ``padding="same"`` for its own kernel would.
+
+    It pads to SAME for ``window``, and the kernel's growth besides. That is the same, but where a stride skips pixels
+    between windows: those take no padding, which is not made up for by the growth.
+    """
+    if conv.padding != "same":
+        return f"its padding was changed after construction, from 'same' to {conv.padding!r}"
+    extents = effective_size(conv.kernel_size, conv.dilation)
+    for extent, window, step in zip(extents, conv.window, conv.stride, strict=True):
+        if extent != window and ((extent - window) % 2 or extent < window or window < step):
+            return (
+                f"it pads for a window of {window} pixels, from which its kernel of {extent} has grown, and with a "
+                f"stride of {step} no new layer can pad so: pad its input before a plain convolution without padding"
+            )
     return None
 
 
@@ -152,4 +178,5 @@ _WEIGHTS: dict[str, Callable[[Any], Tensor]] = {
     "timm.layers.std_conv.StdConv2dSame": _standardised,
     "timm.layers.std_conv.ScaledStdConv2d": _scaled_standardised,
     "timm.layers.std_conv.ScaledStdConv2dSame": _scaled_standardised,
+    **{f"{frozen.__module__}.{frozen.__qualname__}": _as_it_is for frozen in _FROZEN},
 }

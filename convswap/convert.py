@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .carried_report import attach_report, earlier_report
-from .decisions import Decision
+from .decisions import Decision, split_groups
 from .errors import ConvswapError, did_you_mean
 from .inputs import ExampleInputs
 from .options import make_options
@@ -111,7 +111,8 @@ def apply(recipe: Plan | Recipe | Mapping[str, Any], model: nn.Module, *, seed: 
     steps, found = recipe_steps(the_recipe, model)
     seeds = {step.name: step.seed for step in the_recipe.steps}
     layers = build_layers(steps, seeds)
-    report = _with_start_pictures(make_report(Plan(found, steps), the_recipe, earlier_report(model)), steps, layers)
+    done = the_recipe.with_groups({step.site.name: step.group for step in steps})
+    report = _with_start_pictures(make_report(Plan(found, steps), done, earlier_report(model)), steps, layers)
     converted = copy_with(model, layers)
     attach_report(converted, report)
     return converted
@@ -144,7 +145,7 @@ def recipe_steps(recipe: Recipe, model: nn.Module) -> tuple[tuple[Step, ...], Tr
         target = get_target(step.target)
         options = make_options(target, step.options)
         decisions.append(Decision(site, "in the recipe", target, options, step.group))
-    return make_steps(decisions), found
+    return make_steps(split_groups(decisions)), found
 
 
 def _rebound(the_plan: Plan, model: nn.Module) -> Plan:
@@ -163,7 +164,20 @@ def _rebound(the_plan: Plan, model: nn.Module) -> Plan:
         if reason is not None:
             raise ConvswapError(f"the plan converts {site.name!r}, which must be kept: {reason}")
         steps.append(replace(step, site=replace(planned, module=site.module)))
-    return replace(the_plan, steps=tuple(steps))
+    return replace(the_plan, steps=_regrouped(steps))
+
+
+def _regrouped(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The same steps where their groups can be kept; otherwise new ones, with groups that can be."""
+    targets = [None if step.target is None else get_target(step.target) for step in steps]
+    decisions = [
+        Decision(step.site, step.reason, target, step.options, step.group)
+        for step, target in zip(steps, targets, strict=True)
+    ]
+    split = split_groups(decisions)
+    if [decision.group for decision in split] == [step.group for step in steps]:
+        return tuple(steps)
+    return tuple(replace(made, note=step.note) for made, step in zip(make_steps(split), steps, strict=True))
 
 
 def _whole_number(seed: Any) -> int:

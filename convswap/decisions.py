@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import Tensor
 
 from .conv_classes import plain_conv
 from .errors import OptionError
@@ -23,6 +26,7 @@ class Decision:
         options: the target's resolved options, None if it is kept.
         group: the same for all whose layers share parameters: any label at first, at last the name of the group's first
             convolution. None for layers that share nothing.
+        note: what there is to say about it besides the reason, or None.
     """
 
     site: ConvSite
@@ -30,6 +34,7 @@ class Decision:
     target: Target | None = None
     options: Any = None
     group: Hashable = None
+    note: str | None = None
 
 
 def group_label(site: ConvSite, target: Target, options: Any, rule: int) -> Hashable:
@@ -45,7 +50,19 @@ def group_label(site: ConvSite, target: Target, options: Any, rule: int) -> Hash
         raise OptionError(
             f"the label of a group must be hashable, such as a string or a tuple; that of {site.name} is {label!r}"
         ) from None
+    if _equal_to_nothing(label):
+        raise OptionError(
+            "the label of a group must be equal for all that share, as strings, numbers and tuples of them are; that "
+            f"of {site.name} has a tensor or a NaN in it: {label!r}"
+        )
     return None if label is None else (rule, label, placement(site))
+
+
+def _equal_to_nothing(label: Hashable) -> bool:
+    """Whether a label, or a part of it, is never taken for the same as another: tensors are hashed by identity."""
+    if isinstance(label, tuple | frozenset):
+        return any(map(_equal_to_nothing, label))
+    return isinstance(label, Tensor) or (isinstance(label, float) and label != label)
 
 
 def placement(site: ConvSite) -> tuple[Any, ...]:
@@ -59,6 +76,7 @@ def keep_tied_together(decisions: Iterable[Decision]) -> list[Decision]:
     Those that are stay out of different groups: what is made from a shared weight must not depend on the group.
     """
     current = {decision.site.name: decision for decision in decisions}
+    members = Counter(decision.group for decision in current.values())
     owners = {
         f"{name}.{parameter}" if name else parameter: name
         for name, decision in current.items()
@@ -78,7 +96,9 @@ def keep_tied_together(decisions: Iterable[Decision]) -> list[Decision]:
                     changed = True
                     break
                 if decision.group is not None and partner.group != decision.group:
-                    current[name] = decision = replace(decision, group=None)
+                    note = f"shares nothing with its group: it has {other} in common with a layer that is not in it"
+                    alone = members[decision.group] == 1
+                    current[name] = decision = replace(decision, group=None, note=None if alone else note)
                     changed = True
     return list(current.values())
 
@@ -91,6 +111,29 @@ def name_groups(decisions: Sequence[Decision]) -> list[Decision]:
             members.setdefault(decision.group, []).append(decision.site.name)
     names = {group: found[0] for group, found in members.items() if len(found) > 1}
     return [replace(decision, group=names.get(decision.group)) for decision in decisions]
+
+
+def split_groups(decisions: Sequence[Decision]) -> list[Decision]:
+    """The same with groups whose members are on several devices, or of several dtypes, taken apart.
+
+    The parts of such a group are called by the names of their first convolutions; whole groups keep their names.
+    """
+    parts: dict[Hashable, dict[Hashable, list[str]]] = {}
+    for decision in decisions:
+        if decision.group is not None:
+            part = parts.setdefault((decision.target, decision.group), {}).setdefault(placement(decision.site), [])
+            part.append(decision.site.name)
+
+    def label(decision: Decision) -> Hashable:
+        if decision.group is None:
+            return None
+        of_group = parts[decision.target, decision.group]
+        names = of_group[placement(decision.site)]
+        if len(names) == 1:
+            return None
+        return decision.group if len(of_group) == 1 else names[0]
+
+    return [replace(decision, group=label(decision)) for decision in decisions]
 
 
 def _alike(one: Decision, other: Decision) -> bool:

@@ -134,7 +134,7 @@ def load(
     _separate(model, state)
     match_precision(model, state)
     model.load_state_dict(state)
-    attach_report(model, info.report)
+    attach_report(model, info.report.with_groups_of(steps))
     return model
 
 

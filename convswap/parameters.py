@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
+from .errors import ConvswapError, ModelError
 from .layers import ConvLayer, DclsLayer
 
 POSITION_RATE = 5.0
@@ -32,11 +34,12 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
     """Parameters in groups for an optimiser, with the published recipe for DCLS layers (arXiv 2112.03740).
 
     Positions (``P``) learn ``5 * lr`` and have no weight decay, widths (``SIG``) have no weight decay. Of the rest, as
-    in timm, what has at most one axis (norms, biases), is called ``bias``, or is named by ``model.no_weight_decay()``
-    has none either. Positions still have to be clamped after each step, see `convswap.layers.clamp_after_step`.
+    in timm, what has at most one axis (norms, biases), is called ``bias``, or is named by ``model.no_weight_decay``
+    has none either. Where ``torch.nn.utils.parametrize`` computes positions or widths, what it computes them from
+    counts as such. Positions still have to be clamped after each step, see `convswap.layers.clamp_after_step`.
 
     Args:
-        model: any model; before it is wrapped, if it has ``no_weight_decay``.
+        model: any model; before it is wrapped, if it has ``no_weight_decay``: names, or a method that returns them.
         lr: learning rate of all but positions.
         weight_decay: of the rest.
 
@@ -44,9 +47,13 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
         Dicts with ``params``, ``lr``, ``weight_decay`` and ``name``, of parameters that require gradients only, each
         parameter once, and no group empty. Schedulers that set learning rates themselves, such as ``OneCycleLR``, need
         them by group: ``max_lr=[group["lr"] for group in groups]``.
+
+    Raises:
+        ModelError: if a parameter has no shape yet, because its module is lazy.
+        ConvswapError: if ``no_weight_decay`` gives something other than names.
     """
     positions, widths = (_of_dcls_layers(model, name) for name in ("P", "SIG"))
-    exempt = set(getattr(model, "no_weight_decay", tuple)())
+    exempt = _exempt(model)
     groups: dict[str, dict[str, Any]] = {
         "decay": {"params": [], "lr": lr, "weight_decay": weight_decay},
         "no decay": {"params": [], "lr": lr, "weight_decay": 0.0},
@@ -54,6 +61,8 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
         "widths": {"params": [], "lr": lr, "weight_decay": 0.0},
     }
     for names, parameter in _named_once(model):
+        if nn.parameter.is_lazy(parameter):
+            raise ModelError(f"{names[0]} has no shape yet, because its module is lazy: run a forward pass first")
         if id(parameter) in positions:
             kind = "positions"
         elif id(parameter) in widths:
@@ -67,8 +76,26 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
 
 
 def _of_dcls_layers(model: nn.Module, name: str) -> set[int]:
-    """Identities of the parameters that DCLS layers hold by this name."""
-    return {id(module._parameters.get(name)) for module in model.modules() if isinstance(module, DclsLayer)}
+    """Identities of the parameters that DCLS layers hold by this name, or compute it from."""
+    found: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, DclsLayer):
+            continue
+        if parametrize.is_parametrized(module, name):
+            computed: Any = module.parametrizations
+            found.update(map(id, computed[name]._parameters.values()))  # original, or original0, original1 and so on
+        else:
+            found.add(id(module._parameters.get(name)))
+    return found
+
+
+def _exempt(model: nn.Module) -> set[str]:
+    """The names that ``model.no_weight_decay`` gives, if it has it."""
+    given: Any = getattr(model, "no_weight_decay", ())
+    names = given() if callable(given) else given
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ConvswapError(f"{type(model).__name__}.no_weight_decay must give a set of names, got {names!r}")
+    return set(names)
 
 
 def _named_once(model: nn.Module) -> Iterator[tuple[list[str], nn.Parameter]]:

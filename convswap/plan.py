@@ -221,7 +221,7 @@ def _step(decision: Decision, costs: dict[Any, CostOnDemand], shares: bool) -> S
         target.fidelity(site, options),
         before,
         _cost_after(site, target, options, costs, shares),
-        conversion_note(site.module),
+        "; ".join(filter(None, (conversion_note(site.module), decision.note))) or None,
         None if decision.group is None else str(decision.group),
     )
 

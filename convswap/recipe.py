@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConvswapError
@@ -34,6 +34,10 @@ class Recipe:
     """All swaps that were made of a model, in order."""
 
     steps: tuple[RecipeStep, ...]
+
+    def with_groups(self, groups: Mapping[str, str | None]) -> Recipe:
+        """The same recipe with other groups for these steps, by name."""
+        return Recipe(tuple(replace(step, group=groups.get(step.name, step.group)) for step in self.steps))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

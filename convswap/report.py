@@ -135,6 +135,20 @@ class Report:
 
         return replace(self, steps=tuple(pictured(step) for step in self.steps))
 
+    def with_groups_of(self, steps: Sequence[Step]) -> Report:
+        """The same report where other groups than it tells of have been made by ``steps``."""
+        made = {step.site.name: step for step in steps if step.action == "swap"}
+        groups = {name: step.group for name, step in made.items()}
+
+        def regrouped(step: StepReport) -> StepReport:
+            if step.action == "keep" or groups.get(step.name, step.group) == step.group:
+                return step
+            now = made[step.name].cost_after
+            after = replace(step.after, parameters=now.parameters, parameter_bytes=now.parameter_bytes)
+            return replace(step, group=groups[step.name], cost_after=after)
+
+        return replace(self, steps=tuple(map(regrouped, self.steps)), recipe=self.recipe.with_groups(groups))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, with the version of their form under ``"version"``."""
         data = asdict(replace(self, steps=(), recipe=None, verification=None))  # type: ignore[arg-type]

@@ -11,6 +11,9 @@ from torch import nn
 
 import convswap
 from convswap.conv_classes import plain_conv, unknown_class_reason
+from convswap.layers import Dcls1d, Dcls2d, DclsLayer
+from convswap.layers.frozen import StridedSameConv1d, StridedSameConv2d, StridedSameConv3d
+from convswap.replacing import put_in_place
 
 from .models import library_model, relative_error
 
@@ -78,3 +81,55 @@ def test_whole_model_with_same_padding() -> None:
     x = torch.randn(1, 3, 75, 75).double()
     for to in ("dynamic", "dcls"):
         assert relative_error(convswap.convert(model, to=to)(x), model(x)) < 1e-10
+
+
+# What layers freeze to ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_whole_model_was_frozen_to_is_converted_again() -> None:
+    model = library_model("timm:tf_efficientnet_lite0", num_classes=10).double().eval()
+    frozen = convswap.convert(model, to="dcls")
+    layers = {id(layer): layer.freeze() for layer in frozen.modules() if isinstance(layer, DclsLayer)}
+    put_in_place(frozen, dict(layers))
+    x = torch.randn(1, 3, 75, 75).double()
+    for to in ("dynamic", "dcls"):
+        plan = convswap.plan(frozen, to=to, **({"convert_first": True} if to == "dynamic" else {}))
+        assert [step.site.kind for step in plan.swaps].count("StridedSameConv2d") == 5
+        assert relative_error(convswap.apply(plan, frozen)(x), model(x)) < 1e-10
+
+
+STRIDED_SAME: Any = (StridedSameConv1d, StridedSameConv2d, StridedSameConv3d)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_frozen_layers_keep_their_function_or_tell_why_not(data: st.DataObject) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 10**6)))
+    dims = data.draw(st.integers(1, 3))
+    mode = data.draw(st.sampled_from(["zeros", "replicate"]))
+    stride = tuple(data.draw(st.integers(1, 4)) for _ in range(dims))
+    window = tuple(data.draw(st.integers(1, 4)) for _ in range(dims))
+    grown = tuple(extent + 2 * data.draw(st.integers(0, 2)) for extent in window)
+    frozen = STRIDED_SAME[dims - 1](2, 3, grown, stride, padding_mode=mode).double()
+    frozen.padding, frozen.window = "same", window
+    reason = unknown_class_reason(frozen)
+    skips = any(g > w and w < s for g, w, s in zip(grown, window, stride, strict=True))
+    assert (reason is not None) == skips
+    if skips:
+        assert "has grown" in str(reason)
+        return
+    layer = convswap.convert(frozen, to="dynamic", convert_first=True)
+    for _ in range(3):
+        x = torch.randn(2, 2, *(data.draw(st.integers(5, 12)) for _ in range(dims))).double()
+        assert relative_error(layer(x), frozen(x)) < 1e-10
+
+
+def test_frozen_paddings_that_no_layer_has() -> None:
+    frozen: Any = Dcls2d(2, 2, 3, stride=4, padding="same", kernel_size=3).freeze()
+    reason = "it pads for a window of 3 pixels, from which its kernel of 7 has grown, and with a stride of 4"
+    assert str(unknown_class_reason(frozen)).startswith(reason)
+    frozen.padding = (1, 1)
+    assert unknown_class_reason(frozen) == "its padding was changed after construction, from 'same' to (1, 1)"
+    odd: Any = Dcls1d(2, 2, 3, stride=2, padding="same", kernel_size=3).freeze()
+    odd.window = (4,)
+    assert str(unknown_class_reason(odd)).startswith("it pads for a window of 4 pixels")

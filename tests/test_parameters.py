@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 import convswap
+from convswap.errors import ConvswapError, ModelError
 from convswap.layers import clamp_after_step
 
 from .models import TwoConvs, as_if_trained
@@ -86,6 +88,72 @@ class Named(nn.Module):
 def test_exempt_by_any_of_its_names() -> None:
     model = Named()
     assert named(model, convswap.param_groups(model, 0.1, 0.5)) == {"no decay": {"one.weight", "one.bias", "two.bias"}}
+
+
+@pytest.mark.parametrize("declared", [{"two.weight"}, ["two.weight"], ("two.weight",)])
+def test_exempt_names_may_be_an_attribute(declared: Any) -> None:
+    model = nn.ModuleDict({"two": nn.Linear(2, 2)})
+    model.no_weight_decay = declared
+    assert named(model, convswap.param_groups(model, 0.1, 0.5)) == {"no decay": {"two.weight", "two.bias"}}
+
+
+@pytest.mark.parametrize("declared", ["two.weight", None, True])
+def test_exempt_names_that_are_none(declared: Any) -> None:
+    model = nn.ModuleDict({"two": nn.Linear(2, 2)})
+    model.no_weight_decay = declared
+    with pytest.raises(ConvswapError, match=f"ModuleDict.no_weight_decay must give a set of names, got {declared!r}"):
+        convswap.param_groups(model, 0.1)
+
+
+def test_lazy_modules_have_no_groups_yet() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(4, 3))
+    with pytest.raises(ModelError, match=r"1\.weight has no shape yet, because its module is lazy"):
+        convswap.param_groups(model, 0.1)
+    model(torch.zeros(1, 3, 8, 8))
+    assert len(convswap.param_groups(model, 0.1)) == 2
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.factor * value
+
+
+class Halves(nn.Module):
+    """Computes a tensor from two."""
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return one + other
+
+    def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        return value / 2, value / 2
+
+
+def test_what_positions_are_computed_from_are_positions(model: Any) -> None:
+    parametrize.register_parametrization(model.conv1, "P", Scaled())
+    parametrize.register_parametrization(model.conv2, "P", Halves())
+    parametrize.register_parametrization(model.conv2, "SIG", Halves())
+    groups = named(model, convswap.param_groups(model, lr=0.1, weight_decay=0.5))
+    halves = "conv2.parametrizations"
+    positions = {"conv1.parametrizations.P.original", f"{halves}.P.original0", f"{halves}.P.original1"}
+    assert groups["positions"] == positions
+    widths = {"conv1.SIG", f"{halves}.SIG.original0", f"{halves}.SIG.original1"}
+    assert groups["widths"] == widths
+    assert "conv1.parametrizations.P.0.factor" in groups["no decay"]
+    assert set(convswap.new_parameters(model)) == positions | widths | {"conv1.parametrizations.P.0.factor"}
+
+
+def test_new_parameters_of_parametrised_attention() -> None:
+    model: Any = convswap.convert(TwoConvs(), "dynamic", "conv2")
+    before = set(convswap.new_parameters(model))
+    parametrizations.weight_norm(model.conv2.attention.fc1)
+    after = set(convswap.new_parameters(model))
+    assert before - after == {"conv2.attention.fc1.weight"}
+    normed = "conv2.attention.fc1.parametrizations.weight.original"
+    assert after - before == {f"{normed}0", f"{normed}1"}
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.AdamW])

@@ -96,6 +96,19 @@ def test_labels_must_be_hashable(model: Any) -> None:
         convswap.plan(model, "dcls", share_positions=lambda site: [site.name])
 
 
+@pytest.mark.parametrize(
+    "label", [lambda site: torch.tensor(1), lambda site: ("a", (torch.tensor(1),)), lambda site: float("nan")]
+)
+def test_labels_must_be_equal_for_all_that_share(model: Any, label: Any) -> None:
+    with pytest.raises(OptionError, match=r"strings, numbers and tuples.*that of stem has a tensor or a NaN in it"):
+        convswap.plan(model, "dcls", share_positions=label)
+
+
+def test_functions_that_fail_are_told_with_the_convolution(model: Any) -> None:
+    with pytest.raises(OptionError, match=r"given as share_positions failed for stem: KeyError: 'stem'"):
+        convswap.plan(model, "dcls", share_positions=lambda site: {}[site.name])
+
+
 def test_stages_need_shapes(model: Any) -> None:
     with pytest.raises(NothingToSwapError, match=r'5 x share_positions="stage" goes by .*: give example_inputs'):
         convswap.plan(model, "dcls", share_positions="stage")
@@ -116,6 +129,75 @@ def test_other_dtypes_and_devices_are_apart() -> None:
     again: Any = convswap.apply(recipe, nn.ModuleList(convs[:2]))
     assert again[0].P is not again[1].P
     assert again[1].P.dtype == torch.float64
+
+
+def assert_told_as_shared(new: nn.Module) -> None:
+    """Report and recipe tell of the groups that there are, and count what they hold."""
+    made = convswap.report(new)
+    modules: Any = dict(new.named_modules())
+    holders: dict[int, list[str]] = {}
+    for step in made.swaps:
+        holders.setdefault(id(modules[step.name].P), []).append(step.name)
+    groups = {name: names[0] if len(names) > 1 else None for names in holders.values() for name in names}
+    assert {step.name: step.group for step in made.swaps} == groups
+    assert {step.name: step.group for step in made.recipe.steps} == groups
+    assert made.total("after").parameters == sum(parameter.numel() for parameter in new.parameters())
+
+
+@pytest.fixture
+def mixed() -> Any:
+    """A model, and another one of its architecture with two convolutions of another dtype."""
+    convs = [nn.Sequential(*(nn.Conv2d(2, 2, 3, padding=1) for _ in range(4))) for _ in range(2)]
+    convs[1][0].double()
+    convs[1][2].double()
+    return convs
+
+
+def test_recipes_tell_of_groups_that_another_model_splits(mixed: Any) -> None:
+    new = convswap.convert(mixed[0], "dcls", share_positions="group", seed=5)
+    assert_told_as_shared(new)
+    again: Any = convswap.apply(convswap.report(new).recipe, mixed[1])
+    assert [layer.P is again[0].P for layer in again] == [True, False, True, False]
+    assert again[1].P is again[3].P
+    assert_told_as_shared(again)
+    repeated = convswap.apply(convswap.report(again).recipe, mixed[1])
+    assert_told_as_shared(repeated)
+    assert all(torch.equal(value, repeated.state_dict()[name]) for name, value in again.state_dict().items())
+    mixed[1][0].float()
+    alone = convswap.apply(convswap.report(new).recipe, mixed[1])
+    assert_told_as_shared(alone)
+    assert [step.group for step in convswap.report(alone).swaps] == ["0", "0", None, "0"]
+
+
+def test_plans_tell_of_groups_that_another_model_splits(mixed: Any) -> None:
+    plan = convswap.plan(mixed[0], "dcls", share_positions="group", example_inputs=(2, 8, 8))
+    assert groups(plan) == dict.fromkeys("0123", "0")
+    new = convswap.apply(plan, mixed[1])
+    assert_told_as_shared(new)
+    assert {step.after.multiply_adds is None for step in convswap.report(new).swaps} == {False}
+    assert [step.reason for step in convswap.report(new).swaps] == [step.reason for step in plan]
+
+
+def test_files_tell_of_groups_that_the_given_model_splits(mixed: Any, tmp_path: Path) -> None:
+    new = convswap.convert(mixed[0], "dcls", share_positions="group", example_inputs=(2, 8, 8))
+    convswap.save(new, tmp_path / "new.safetensors")
+    loaded = convswap.load(tmp_path / "new.safetensors", model=mixed[1])
+    assert_told_as_shared(loaded)
+    assert convswap.report(loaded).total("after").multiply_adds == convswap.report(new).total("after").multiply_adds
+
+
+def test_tied_convolutions_of_two_groups_tell_why_they_share_nothing() -> None:
+    model: Any = Stages().double()
+    model.d.weight = model.a.weight
+    plan = convswap.plan(model, "dcls", "!stem", share_positions="stage", example_inputs=SIZE)
+    assert groups(plan) == dict.fromkeys(("stem", "a", "b", "c", "d"))
+    notes = {step.site.name: step.note for step in plan}
+    why = "shares nothing with its group: it has {} in common with a layer that is not in it"
+    assert notes == {"stem": None, "a": why.format("d.weight"), "b": None, "c": None, "d": why.format("a.weight")}
+    assert why.format("d.weight") in str(plan)
+    # Where there is nothing to be lost, there is nothing to tell.
+    alone = convswap.plan(model, "dcls", ["a", "d"], share_positions="stage", example_inputs=SIZE)
+    assert {step.note for step in alone} == {None}
 
 
 class Pyramid(nn.Module):

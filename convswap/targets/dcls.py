@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..conv_classes import Conv
+from ..errors import OptionError
 from ..formatting import size as in_bytes
 from ..layers import Dcls1d, Dcls2d, Dcls3d
 from ..layers._geometry import effective_size, normalise_padding, pad_widths
@@ -139,7 +140,13 @@ class Dcls(Target):
             return None
         label: Hashable = None
         if callable(share):
-            label = share(site)
+            try:
+                label = share(site)
+            except Exception as error:
+                raise OptionError(
+                    f"the function given as share_positions failed for {site.name or 'the model'}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
             if label is None:
                 return None
         elif share == "stage":
