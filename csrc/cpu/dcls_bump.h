@@ -34,7 +34,8 @@ struct Bump {
     }
   }
 
-  // Derivatives along the position and sigma, from the value; at the kinks of a triangle the mean of both one-sided ones.
+  // Derivatives along the position and sigma, from the value. At the kinks of a triangle they are the mean of both
+  // one-sided ones.
   template <bool GAUSSIAN>
   CONVSWAP_INLINE void slopes(V cell, V value, V& along_position, V& along_sigma) const {
     const V distance = cell - position;

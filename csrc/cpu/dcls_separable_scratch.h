@@ -26,8 +26,8 @@ struct ThreeAxes {
   }
 };
 
-// Lanes are a row of the block's elements for each cell of an axis. Rows and their number are padded, since products are
-// computed by eights; all start as zeros.
+// Lanes are a row of the block's elements for each cell of an axis. Rows and their number are padded, since products
+// are computed by eights; all start as zeros.
 template <typename T>
 struct WideScratch {
   std::vector<T> lanes[3];       // bumps along each axis

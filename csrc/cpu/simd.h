@@ -1,5 +1,5 @@
-// Vectors as GCC and Clang have them, and functions compiled for several instruction sets, the best of which the machine
-// has is run. What such a function calls must be inlined into it: CONVSWAP_INLINE.
+// Vectors as GCC and Clang have them, and functions compiled for several instruction sets, the best of which the
+// machine has is run. What such a function calls must be inlined into it: CONVSWAP_INLINE.
 #pragma once
 
 #include <cstdint>
