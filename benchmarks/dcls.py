@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convswap.layers import Dcls2d
 
-from .timing import forward_and_backward, table_row, times
+from .timing import comparison_rows, table_row
 
 COLUMNS = ["layer", "pass", "plain, ms", "ours, ms", "dcls 0.1.1, ms", "ours ÷ plain", "dcls 0.1.1 ÷ ours"]
 
@@ -26,8 +26,9 @@ def rows(rounds: int = 5) -> Iterator[str]:
     yield table_row(COLUMNS)
     yield table_row(["---"] * 2 + ["---:"] * 5)
     for version in ("v1", "v0", "max", "gauss"):
-        yield from _compare(*dense(version), rounds)
-        yield from _compare(*depthwise(version), rounds)
+        for name, x, ours in (dense(version), depthwise(version)):
+            modules = {"plain": ours.freeze(), "ours": ours, "published": oracle(ours)}
+            yield from comparison_rows(name, x, modules, rounds)
 
 
 def dense(version: str) -> tuple[str, Tensor, Dcls2d]:
@@ -57,25 +58,6 @@ def oracle(ours: Dcls2d) -> nn.Module:
     )
     module.load_state_dict(ours.state_dict())
     return module
-
-
-def _compare(name: str, x: Tensor, ours: Dcls2d, rounds: int) -> Iterator[str]:
-    modules = {"plain": ours.freeze(), "ours": ours, "published": oracle(ours)}
-    with torch.no_grad():
-        forward = times({key: lambda m=m: m(x) for key, m in modules.items()}, rounds)  # type: ignore[misc]
-    yield _row(name, "fwd", forward)
-    x = x.requires_grad_()
-    runs = {
-        key: forward_and_backward(lambda m=m: m(x), [x, *m.parameters()])  # type: ignore[misc]
-        for key, m in modules.items()
-    }
-    yield _row(name, "fwd + bwd", times(runs, rounds))
-
-
-def _row(name: str, which: str, taken: dict[str, float]) -> str:
-    milliseconds = [f"{1e3 * taken[key]:.1f}" for key in ("plain", "ours", "published")]
-    ratios = [f"{taken['ours'] / taken['plain']:.2f}", f"{taken['published'] / taken['ours']:.1f}"]
-    return table_row([name, which, *milliseconds, *ratios])
 
 
 def main() -> None:

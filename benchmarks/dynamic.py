@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convswap.layers import DynamicConv2d
 
-from .timing import forward_and_backward, table_row, times
+from .timing import comparison_rows, table_row
 
 COLUMNS = ["layer", "pass", "plain, ms", "ours, ms", "published, ms", "ours ÷ plain", "published ÷ ours"]
 
@@ -28,28 +28,8 @@ def rows(rounds: int = 3) -> Iterator[str]:
         ours = DynamicConv2d.from_conv(plain)
         x = torch.randn(8, channels, size, size)
         name = f"dynamic, K = 4: 8×{channels}×{size}² 3×3{' depthwise' if groups > 1 else ''}"
-        yield from _compare(name, x, plain, ours, _PublishedDynamic(ours), rounds)
-
-
-def _compare(
-    name: str, x: Tensor, plain: nn.Module, ours: nn.Module, published: nn.Module, rounds: int
-) -> Iterator[str]:
-    modules = {"plain": plain, "ours": ours, "published": published}
-    with torch.no_grad():
-        forward = times({key: lambda m=m: m(x) for key, m in modules.items()}, rounds)  # type: ignore[misc]
-    yield _row(name, "fwd", forward)
-    x = x.requires_grad_()
-    runs = {
-        key: forward_and_backward(lambda m=m: m(x), [x, *m.parameters()])  # type: ignore[misc]
-        for key, m in modules.items()
-    }
-    yield _row(name, "fwd + bwd", times(runs, rounds))
-
-
-def _row(name: str, which: str, taken: dict[str, float]) -> str:
-    milliseconds = [f"{1e3 * taken[key]:.1f}" for key in ("plain", "ours", "published")]
-    ratios = [f"{taken['ours'] / taken['plain']:.2f}", f"{taken['published'] / taken['ours']:.1f}"]
-    return table_row([name, which, *milliseconds, *ratios])
+        modules = {"plain": plain, "ours": ours, "published": _PublishedDynamic(ours)}
+        yield from comparison_rows(name, x, modules, rounds)
 
 
 class _PublishedDynamic(nn.Module):
