@@ -1,7 +1,8 @@
 """DCLS layers against plain convolutions and against the package ``dcls``: ``python -m benchmarks.dcls``.
 
 The plain convolution has the dense kernel's geometry: what it takes cannot be undercut by a layer that builds the
-kernel and then runs that convolution.
+kernel and then runs that convolution. Positions are spread over the grid; those of new layers are close together, and
+cost less.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ def rows(rounds: int = 5) -> Iterator[str]:
 def dense(version: str) -> tuple[str, Tensor, Dcls2d]:
     """A dense layer: its name, an input, the layer."""
     ours = Dcls2d(256, 256, 9, padding=3, dilated_kernel_size=7, version=version)  # type: ignore[arg-type]
+    nn.init.uniform_(ours.P, -3, 3)
     return f"{version}: 2×256×14² → 256, 9 elements in 7×7", torch.randn(2, 256, 14, 14), ours
 
 
 def depthwise(version: str) -> tuple[str, Tensor, Dcls2d]:
     """A depthwise layer, that of ConvNeXt's first stage."""
     ours = Dcls2d(96, 96, 34, padding=8, dilated_kernel_size=17, groups=96, version=version)  # type: ignore[arg-type]
+    nn.init.uniform_(ours.P, -8, 8)
     return f"{version}: 2×96×56² depthwise, 34 elements in 17×17", torch.randn(2, 96, 56, 56), ours
 
 
