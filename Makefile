@@ -14,10 +14,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: $(INSTALLED)
 	$(BIN)/python -m examples.demo
 
-# The layers' tests run twice: with the compiled kernels, and on the plain PyTorch forms.
+# What has kernels is tested twice: on the plain PyTorch forms, and with the compiled kernels.
 test: check
+	CONVSWAP_KERNELS=off $(BIN)/python -m pytest tests/layers/ops tests/layers/test_dcls*.py tests/layers/test_large*.py
 	$(BIN)/python -m pytest
-	CONVSWAP_KERNELS=off $(BIN)/python -m pytest tests/layers
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

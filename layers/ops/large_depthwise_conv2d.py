@@ -37,8 +37,8 @@ def large_depthwise_conv2d_input_grad_ref(
     top, bottom, left, right = padding
     channels, height, width = input_size
     size = [grad.shape[0], channels, height + top + bottom, width + left + right]
-    padded: Tensor = conv2d_input(size, weight, grad, stride, 0, 1, channels)
-    inner = padded.narrow(2, top, height).narrow(3, left, width)
+    padded: Tensor = conv2d_input(size, _precise(weight), _precise(grad), stride, 0, 1, channels)
+    inner = padded.narrow(2, top, height).narrow(3, left, width).to(grad.dtype)
     return inner.contiguous(memory_format=memory_format(grad))
 
 
@@ -49,8 +49,13 @@ def large_depthwise_conv2d_weight_grad_ref(
     top, bottom, left, right = padding
     size = [grad.shape[1], 1, *kernel_size]
     padded = F.pad(input, (left, right, top, bottom))
-    gradient: Tensor = conv2d_weight(padded, size, grad, stride, 0, 1, input.shape[1])
-    return gradient.contiguous()
+    gradient: Tensor = conv2d_weight(_precise(padded), size, _precise(grad), stride, 0, 1, input.shape[1])
+    return gradient.contiguous().to(grad.dtype)
+
+
+def _precise(value: Tensor) -> Tensor:
+    """In single precision at least: in half, torch's backward passes round what they add up."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def _output_size(size: Any, kernel: Any, stride: list[int], padding: list[int]) -> tuple[int, ...]:
