@@ -1,6 +1,9 @@
 """Layers whose parameters are sharded over processes, as FSDP does: clamping and freezing."""
 
 import copy
+import os
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,30 +43,32 @@ def compare_with_whole(process, file):
     from torch.distributed.fsdp import fully_shard  # where it runs
 
     dist.init_process_group("gloo", rank=process, world_size=PROCESSES, init_method=f"file://{file}")
-    try:
-        for whole in layers():
-            sharded = copy.deepcopy(whole)
-            model = nn.Sequential(sharded)
-            fully_shard(model, mesh=dist.init_device_mesh("cpu", (PROCESSES,)))
-            for layer, owner in ((whole, whole), (sharded, model)):
-                optimiser = torch.optim.SGD(owner.parameters(), lr=0.0)
-                clamp_after_step(optimiser, owner)
-                push(layer, 100.0)
-                for parameter in owner.parameters():
-                    parameter.grad = torch.zeros_like(parameter)
-                optimiser.step()
-            assert torch.equal(sharded.P.full_tensor(), whole.P), whole
-            assert whole.P.abs().max() < 50, whole
-            frozen, expected = sharded.freeze(), whole.freeze()
-            assert type(frozen) is type(expected), whole
-            assert frozen.state_dict().keys() == expected.state_dict().keys(), whole
-            for name, value in expected.state_dict().items():
-                assert torch.equal(frozen.state_dict()[name], value), (whole, name)
-            assert hasattr(sharded.P, "full_tensor"), whole  # and stays sharded
-    finally:
-        dist.destroy_process_group()
+    for whole in layers():
+        sharded = copy.deepcopy(whole)
+        model = nn.Sequential(sharded)
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", (PROCESSES,)))
+        for layer, owner in ((whole, whole), (sharded, model)):
+            optimiser = torch.optim.SGD(owner.parameters(), lr=0.0)
+            clamp_after_step(optimiser, owner)
+            push(layer, 100.0)
+            for parameter in owner.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimiser.step()
+        assert torch.equal(sharded.P.full_tensor(), whole.P), whole
+        assert whole.P.abs().max() < 50, whole
+        frozen, expected = sharded.freeze(), whole.freeze()
+        assert type(frozen) is type(expected), whole
+        assert frozen.state_dict().keys() == expected.state_dict().keys(), whole
+        for name, value in expected.state_dict().items():
+            assert torch.equal(frozen.state_dict()[name], value), (whole, name)
+        assert hasattr(sharded.P, "full_tensor"), whole  # and stays sharded
+    Path(f"{file}.{process}").touch()
+    while not all(Path(f"{file}.{other}").exists() for other in range(PROCESSES)):
+        time.sleep(0.01)
+    os._exit(0)  # gloo's threads do not always survive the end of an interpreter
 
 
 def test_sharded_layer_clamps_and_freezes_as_a_whole_one(tmp_path, monkeypatch):
     monkeypatch.setenv("CONVSWAP_KERNELS", "off")  # nothing to do with them, and each process would load them
     mp.spawn(compare_with_whole, (str(tmp_path / "store"),), nprocs=PROCESSES)
+    assert all((tmp_path / f"store.{process}").exists() for process in range(PROCESSES))
