@@ -35,7 +35,14 @@ def _alike(here: Any, there: Any) -> bool:
 
 def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Every op with arguments that reach the border of its tiles and of its grid."""
-    from . import dcls_scatter, dcls_separable, dcls_sparse_conv2d, large_depthwise_conv2d
+    from . import (
+        dcls_scatter,
+        dcls_separable,
+        dcls_sparse_conv2d,
+        guided_channelwise_conv2d,
+        guided_local_conv2d,
+        large_depthwise_conv2d,
+    )
 
     generator = torch.Generator().manual_seed(0)
 
@@ -58,3 +65,13 @@ def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield dcls_sparse_conv2d.forward, (x, weight, P, *drawn, *geometry)
     yield dcls_sparse_conv2d.input_grad, (y, weight, P, [3, 37, 34], *drawn, *geometry)
     yield dcls_sparse_conv2d.kernel_grad, (y, x, weight, P, *drawn, *geometry)
+    around = ([3, 2], [1, 2], [1, 0, 2, 1], [2, 1])
+    kernels, more = numbers(2, 6, 6, 34, 18), numbers(2, 6)
+    y = guided_channelwise_conv2d.forward(x, kernels, more, *around)
+    yield guided_channelwise_conv2d.forward, (x, kernels, more, *around)
+    yield guided_channelwise_conv2d.input_grad, (y, kernels, [3, 37, 34], *around)
+    yield guided_channelwise_conv2d.weight_grad, (y, x, *around)
+    x, kernels = numbers(2, 4, 37, 34), numbers(2, 2, 6, 6, 34, 18)
+    yield guided_local_conv2d.forward, (x, kernels, more, *around, 2)
+    yield guided_local_conv2d.input_grad, (y, kernels, [4, 37, 34], *around, 2)
+    yield guided_local_conv2d.weight_grad, (y, x, *around, 2)
