@@ -48,12 +48,21 @@ constexpr std::size_t kMostSharedBytes = 227 * 1024;
 
 enum class State { kReady, kAtWarp, kAtBlock, kDone };
 
+// A line of the source where threads wait for each other. No string: every thread stores one at every barrier.
+struct Barrier {
+  const char* file = "";
+  int line = 0;
+  bool operator==(const Barrier& other) const {
+    return line == other.line && (file == other.file || !std::strcmp(file, other.file));
+  }
+};
+
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   State state;
   dim3 index;
-  std::string barrier;      // where it waits
+  Barrier barrier;          // where it waits
   unsigned char slot[16];   // what it holds out to its warp
 };
 
@@ -80,7 +89,7 @@ inline void give_way(State state) {
 }
 
 inline void wait_for_block(const char* file, int line) {
-  fibers[current]->barrier = std::string(file) + ":" + std::to_string(line);
+  fibers[current]->barrier = {file, line};
   give_way(State::kAtBlock);
 }
 
@@ -127,6 +136,8 @@ inline std::string named(const dim3& i) {
   return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
 }
 
+inline std::string named(const Barrier& at) { return std::string(at.file) + ":" + std::to_string(at.line); }
+
 // Lets waiting threads go on: whole warps first, then the whole block. False if there is nobody to let go.
 inline bool release() {
   bool moved = false;
@@ -150,7 +161,8 @@ inline bool release() {
       if (i && fibers[i]->state == fibers[i - 1]->state && fibers[i]->barrier == fibers[i - 1]->barrier) continue;
       const State state = fibers[i]->state;
       told += "; from thread " + named(fibers[i]->index) + " on: ";
-      told += state == State::kDone ? "ended" : state == State::kAtWarp ? "in a shuffle" : "at " + fibers[i]->barrier;
+      const std::string barrier = "at " + named(fibers[i]->barrier);
+      told += state == State::kDone ? "ended" : state == State::kAtWarp ? "in a shuffle" : barrier;
       ++listed;
     }
     throw std::runtime_error(told);
@@ -170,7 +182,7 @@ inline void run_block(std::size_t shared_bytes) {
     fiber.context.uc_link = &scheduler;
     makecontext(&fiber.context, fiber_main, 0);
     fiber.state = State::kReady;
-    fiber.barrier.clear();
+    fiber.barrier = {};
     const unsigned n = static_cast<unsigned>(i);
     fiber.index = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y);
   }

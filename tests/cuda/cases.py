@@ -10,9 +10,12 @@ REFERENCES = {
     "dcls_scatter": ("dcls_scatter", "scatter_ref"),
     "dcls_separable": ("dcls_separable", "separable_ref"),
     "dcls_sparse_depthwise_conv2d": ("ops.dcls_sparse_conv2d", "dcls_sparse_depthwise_conv2d_ref"),
+    "guided_channelwise_conv2d": ("ops.guided_channelwise_conv2d", "guided_channelwise_conv2d_ref"),
+    "guided_local_conv2d": ("ops.guided_local_conv2d", "guided_local_conv2d_ref"),
 }
 MODULES = {"dcls_sparse_depthwise_conv2d": "dcls_sparse_conv2d"}
-HALF = {"large_depthwise_conv2d", "dcls_sparse_depthwise_conv2d"}  # take bfloat16 and float16
+GUIDED = {"guided_channelwise_conv2d", "guided_local_conv2d"}  # their kernels have a batch axis
+HALF = {"large_depthwise_conv2d", "dcls_sparse_depthwise_conv2d", *GUIDED}  # take bfloat16 and float16
 
 
 def op(name):
@@ -39,6 +42,38 @@ def elements(dtype, *shape):
     return torch.randn(shape[1:], dtype=dtype), P, torch.rand(dims, *shape[1:], dtype=dtype) + 0.3
 
 
+def guided_arguments(name, dtype):
+    """With windows and without, in vectors and pixel by pixel; the last ones are enough for several outputs a thread.
+
+    Kernels are drawn in single precision: there are many.
+    """
+    found = []
+    for batch, channels, outputs, groups, size, kernel, stride, dilation, padding in [
+        (4, 64, 64, 64, (56, 56), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+        (3, 40, 80, 40, (14, 14), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+        (5, 32, 32, 32, (7, 7), (5, 5), (1, 1), (1, 1), (2, 2, 2, 2)),
+        (2, 6, 12, 6, (30, 31), (4, 3), (2, 3), (2, 1), (3, 4, 0, 1)),
+        (2, 8, 8, 1, (56, 56), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+        (2, 6, 10, 2, (21, 22), (7, 5), (2, 1), (1, 2), (3, 3, 4, 3)),
+        (3, 5, 3, 1, (9, 9), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0)),
+        (4, 5, 9, 1, (224, 224), (1, 2), (1, 1), (1, 1), (0, 0, 0, 1)),
+        (11, 2, 2, 1, (224, 224), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+    ]:
+        channelwise = name == "guided_channelwise_conv2d"
+        if channelwise and groups != channels:
+            continue
+        out = [
+            (size[i] + padding[2 * i] + padding[2 * i + 1] - (kernel[i] - 1) * dilation[i] - 1) // stride[i] + 1
+            for i in range(2)
+        ]
+        taps = kernel[0] * kernel[1]
+        shape = (outputs, taps) if channelwise else (channels // groups, taps, outputs)
+        x, w, b = (torch.randn(batch, *s).to(dtype) for s in [(channels, *size), (*shape, *out), (outputs,)])
+        geometry = list(kernel), list(stride), list(padding), list(dilation)
+        found.append([x, w, b, *geometry] + ([] if channelwise else [groups]))
+    return found
+
+
 def arguments(name, dtype):
     """Lists of arguments, tensors in ``dtype`` and on the CPU; those to differentiate by require grad."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -61,6 +96,8 @@ def arguments(name, dtype):
             weight, P, _ = elements(wide, 2, channels * m, 1, 7)
             x = torch.randn(batch, channels, size, size + 2, dtype=dtype)
             found.append([x, weight, P, [9, 9], [1, 0], normalise, True, [stride, stride], [4, 4, 3, 4]])
+    elif name in GUIDED:
+        found = guided_arguments(name, dtype)
     else:
         for dims, axes in [(1, [0]), (2, [1, 0]), (2, [0, 1]), (3, [2, 0, 1])]:
             for outs, ins, count in [(5, 3, 4), (64, 1, 34)]:

@@ -5,7 +5,7 @@ import torch
 
 from convswap.layers.ops._load import kernels_mode, load_kernels, why_not_loaded
 
-from .cases import HALF, REFERENCES, arguments, op, reference
+from .cases import GUIDED, HALF, REFERENCES, arguments, op, reference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -92,7 +92,10 @@ def test_in_a_cuda_graph(name):
 def test_no_output(name):
     args, tensors = moved(arguments(name, torch.float32)[0], DEVICE)
     none = args[0].detach()[:0].requires_grad_()
-    if name in HALF:
+    if name in GUIDED:
+        args = [a.detach()[:0].requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
+        tensors = args[:3]
+    elif name in HALF:
         args[0] = tensors[0] = none
     else:
         for i, a in enumerate(args):
@@ -118,3 +121,20 @@ def test_more_elements_than_32_bits_count():
     assert torch.equal(y[-1, -1], -y[0, 0])
     backward = torch.ops.convswap.large_depthwise_conv2d_input_grad.default
     assert torch.equal(backward(y, w, [1025, 256, 256], *geometry)[-1:], backward(last, w, [1025, 256, 256], *geometry))
+
+
+def test_more_generated_numbers_than_32_bits_count():
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GB of free GPU memory")
+    geometry = [3, 3], [1, 1], [1, 1, 1, 1], [1, 1]
+    x = torch.randn(1, 240, 576, 576, device=DEVICE, dtype=torch.bfloat16).repeat(3, 1, 1, 1)
+    w = torch.randn(1, 240, 1, 576, 576, device=DEVICE, dtype=torch.bfloat16).repeat(3, 1, 9, 1, 1)
+    assert w.numel() > 2**31
+    y = op("guided_channelwise_conv2d")(x, w, None, *geometry)
+    assert torch.equal(y[-1:], op("guided_channelwise_conv2d")(x[-1:], w[-1:], None, *geometry))
+    backward = torch.ops.convswap.guided_channelwise_conv2d_input_grad.default
+    alone = backward(y[-1:], w[-1:], [240, 576, 576], *geometry)
+    assert torch.equal(backward(y, w, [240, 576, 576], *geometry)[-1:], alone)
+    del w
+    backward = torch.ops.convswap.guided_channelwise_conv2d_weight_grad.default
+    assert torch.equal(backward(y, x, *geometry)[-1:], backward(y[-1:], x[-1:], *geometry))
