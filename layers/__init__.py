@@ -3,7 +3,7 @@
 They need nothing but torch.
 """
 
-from . import functional
+from . import functional, hypernet
 from ._base import ConvLayer
 from .attention import KernelAttention
 from .dcls import Dcls1d, Dcls2d, Dcls3d
@@ -13,6 +13,12 @@ from .dcls_mixed import Dcls2_1d, Dcls2dK1d, Dcls3_1d
 from .dcls_shared import layers_with_shared_positions
 from .dcls_training import clamp_after_step
 from .dynamic import DynamicConv1d, DynamicConv2d, DynamicConv3d
+from .guided import GuidedConv2d, GuidedDepthWiseConv2d
+from .guided_base import GuidedLayer
+from .guided_channelwise import GuidedChannelWiseConv2d
+from .guided_local import GuidedLocalConv2d
+from .guided_separable import SeparableGuidedConv2d
+from .hypernet_conv import HypernetConv2d
 
 __all__ = [
     "ConvLayer",
@@ -28,8 +34,16 @@ __all__ = [
     "DynamicConv1d",
     "DynamicConv2d",
     "DynamicConv3d",
+    "GuidedChannelWiseConv2d",
+    "GuidedConv2d",
+    "GuidedDepthWiseConv2d",
+    "GuidedLayer",
+    "GuidedLocalConv2d",
+    "HypernetConv2d",
     "KernelAttention",
+    "SeparableGuidedConv2d",
     "clamp_after_step",
     "functional",
+    "hypernet",
     "layers_with_shared_positions",
 ]

@@ -151,6 +151,9 @@ class _DynamicConvNd(ConvLayer):
             self.padding_mode,
         )
 
+    def generated_numbers(self, input_size: tuple[int, ...]) -> int:
+        return self.weight.numel() // self.kernels
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kernels={self.kernels}"
 

@@ -20,6 +20,7 @@ from ._geometry import (
     pad_widths,
     per_axis,
 )
+from .per_sample_conv import grouped, loop, matmul
 
 Formula = Literal["grouped", "loop", "matmul", "stacked"]
 
@@ -91,9 +92,9 @@ def dynamic_conv(
         mixed = mix_kernels(weight, attention)
         mixed_bias = None if bias is None else attention @ bias.reshape(attention.shape[1], -1)
         if formula == "matmul":
-            y = _matmul(pad(x, widths, padding_mode), mixed, mixed_bias, steps, groups)
+            y = matmul(pad(x, widths, padding_mode), mixed, mixed_bias, steps, groups)
         else:
-            compute = _loop if formula == "loop" else _grouped
+            compute = loop if formula == "loop" else grouped
             y = compute(x, mixed, mixed_bias, steps, widths, spacing, groups, padding_mode)
     return y.contiguous(memory_format=_output_format(x, weight))
 
@@ -192,59 +193,3 @@ def _stacked(
     for term, share in zip(terms[1:], shares[1:], strict=True):
         mixed = mixed + term * share
     return mixed.reshape(-1, out, *y.shape[2:])
-
-
-def _grouped(
-    x: Tensor,
-    mixed: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    widths: list[tuple[int, int]],
-    dilation: tuple[int, ...],
-    groups: int,
-    padding_mode: str,
-) -> Tensor:
-    batch, out = mixed.shape[:2]
-    y = conv_nd(
-        x.reshape(1, -1, *x.shape[2:]),
-        mixed.flatten(0, 1),
-        None if bias is None else bias.flatten(),
-        stride,
-        widths,
-        dilation,
-        batch * groups,
-        padding_mode,
-    )
-    return y.reshape(batch, out, *y.shape[2:])
-
-
-def _loop(
-    x: Tensor,
-    mixed: Tensor,
-    bias: Tensor | None,
-    stride: tuple[int, ...],
-    widths: list[tuple[int, int]],
-    dilation: tuple[int, ...],
-    groups: int,
-    padding_mode: str,
-) -> Tensor:
-    # Split once, not indexed for each sample: the gradient of an index is as large as the whole.
-    biases = [None] * x.shape[0] if bias is None else bias.unbind()
-    samples = [
-        conv_nd(sample, kernel, own_bias, stride, widths, dilation, groups, padding_mode)
-        for sample, kernel, own_bias in zip(x.split(1), mixed.unbind(), biases, strict=True)
-    ]
-    return samples[0] if len(samples) == 1 else torch.cat(samples)
-
-
-def _matmul(x: Tensor, mixed: Tensor, bias: Tensor | None, stride: tuple[int, ...], groups: int) -> Tensor:
-    for axis, step in enumerate(stride, start=2):
-        if step > 1:
-            x = x.movedim(axis, 0)[::step].movedim(0, axis)
-    batch, out = mixed.shape[:2]
-    size = x.shape[2:]
-    rows = mixed.reshape(batch * groups, out // groups, -1)
-    columns = x.reshape(batch * groups, rows.shape[2], -1)
-    if bias is None:
-        return torch.bmm(rows, columns).view(batch, out, *size)
-    return torch.baddbmm(bias.reshape(batch * groups, -1, 1), rows, columns).view(batch, out, *size)

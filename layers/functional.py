@@ -1,10 +1,13 @@
-"""The functional forms of the layers. They work in one, two or three dimensions, as told by the shapes given."""
+"""The functional forms of the layers. Those of DCLS and dynamic layers work in any dimension, told by the shapes."""
 
 from .dcls_conv import dcls_conv
 from .dcls_dilated import dcls_dilated_conv
 from .dcls_dilated_kernel import construct_dilated_kernel
 from .dcls_kernel import construct_kernel
 from .dynamic_conv import dynamic_conv, mix_kernels
+from .guided_conv import guided_conv2d, guided_depthwise_conv2d
+from .guided_pixelwise import guided_channelwise_conv2d, guided_local_conv2d
+from .guided_separable import separable_guided_conv2d
 from .large_depthwise import large_depthwise_conv2d
 
 __all__ = [
@@ -13,6 +16,11 @@ __all__ = [
     "dcls_conv",
     "dcls_dilated_conv",
     "dynamic_conv",
+    "guided_channelwise_conv2d",
+    "guided_conv2d",
+    "guided_depthwise_conv2d",
+    "guided_local_conv2d",
     "large_depthwise_conv2d",
     "mix_kernels",
+    "separable_guided_conv2d",
 ]

@@ -1,6 +1,7 @@
 """What holds for every layer. A new kind of layer is one more line in KINDS."""
 
 import copy
+import inspect
 import pickle
 import warnings
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,12 @@ from convswap.layers import (
     DynamicConv1d,
     DynamicConv2d,
     DynamicConv3d,
+    GuidedChannelWiseConv2d,
+    GuidedConv2d,
+    GuidedDepthWiseConv2d,
+    GuidedLayer,
+    GuidedLocalConv2d,
+    SeparableGuidedConv2d,
 )
 
 from .helpers import Geometry, few_examples, geometries, is_channels_last, plain_conv, relative_error
@@ -40,19 +47,37 @@ class Kind:
     exact: bool = True
     kernel_size: tuple[int, ...] | None = None
     """Of the convolutions that it can be made from, where not all will do."""
+    multiple: int | None = None
+    """For depthwise convolutions only, with so many outputs for each channel."""
+    made_with: dict[str, Any] = field(default_factory=dict)
+    """Options of the constructor that ``from_conv`` has not."""
 
     @property
     def dims(self) -> int:
         return self.layer.dims
 
     def __str__(self) -> str:
-        return "-".join([self.layer.__name__, *(f"{name}={value}" for name, value in self.options.items())])
+        options = (f"{name}={getattr(value, '__name__', value)}" for name, value in self.options.items())
+        return "-".join([self.layer.__name__, *options])
 
     def from_conv(self, conv: nn.Module, seed: int = 0) -> Any:
         return self.layer.from_conv(conv, generator=torch.Generator().manual_seed(seed), **self.options)
 
+    def fitted(self, g: Geometry) -> Geometry:
+        """A geometry that it can be made from, the nearest to this one."""
+        if self.kernel_size:
+            g = replace(g, kernel_size=self.kernel_size)
+        if self.multiple:
+            g = replace(g, groups=g.in_channels, out_channels=g.in_channels * self.multiple)
+        return g
+
     def usual(self, **changes: Any) -> Geometry:
-        return usual(self.dims, **({"kernel_size": self.kernel_size} if self.kernel_size else {}) | changes)
+        return self.fitted(usual(self.dims, **changes))
+
+
+def own_net(guide_channels: int, hidden: int) -> nn.Module:
+    """A hypernet's body that changes the size of its input."""
+    return nn.Sequential(nn.Conv2d(guide_channels, 5, 3, 2, 1), nn.Tanh(), nn.Conv2d(5, hidden, 1))
 
 
 KINDS = (
@@ -74,6 +99,17 @@ KINDS = (
     Kind(DclsDilated1d),
     Kind(DclsDilated2d),
     Kind(DclsDilated2d, {"shared_positions": True, "gain": 0.5}),
+    Kind(GuidedConv2d),
+    Kind(GuidedConv2d, {"generate_bias": True}),
+    Kind(GuidedConv2d, {"hypernet": own_net}),
+    Kind(GuidedLocalConv2d),
+    Kind(GuidedLocalConv2d, {"hypernet": own_net, "hidden": 3}),
+    Kind(GuidedLocalConv2d, {"rank": 2, "generate_bias": True}),
+    Kind(GuidedChannelWiseConv2d, multiple=2),
+    Kind(GuidedChannelWiseConv2d, {"generate_bias": True}, multiple=1),
+    Kind(GuidedDepthWiseConv2d, kernel_size=(1, 1)),
+    Kind(SeparableGuidedConv2d, multiple=1, made_with={"norm": False}),
+    Kind(SeparableGuidedConv2d, {"generate_bias": True}, multiple=1, made_with={"norm": False, "relu": False}),
 )
 
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -85,6 +121,14 @@ def usual(dims, **changes):
     each = lambda number: (number,) * dims
     g = Geometry(each(9), each(3), each(2), each(1), each(1), 2, "zeros", 4, 6, bias=True, seed=7)
     return replace(g, **changes)
+
+
+def carried_parameters(layer):
+    """What the layer has from the convolution, by name."""
+    if not hasattr(layer, "carried_parameters"):
+        return {name: value for name, value in (("weight", layer.weight), ("bias", layer.bias)) if value is not None}
+    held = [getattr(module, name) for pairs in layer.carried_parameters().values() for module, name in pairs]
+    return {name: value for name, value in layer.named_parameters() if any(value is one for one in held)}
 
 
 def state_of(layer):
@@ -104,8 +148,7 @@ def test_layer_computes_what_the_convolution_does(kind, dtype, tolerance):
     @few_examples
     @given(geometries(dims=kind.dims, min_size=9))
     def check(g):
-        if kind.kernel_size:
-            g = replace(g, kernel_size=kind.kernel_size)
+        g = kind.fitted(g)
         conv, x = g.conv(dtype), g.input(dtype=dtype)
         assume(kind.layer.unsupported_reason(conv, **kind.options) is None)
         layer = kind.from_conv(conv, g.seed)
@@ -117,12 +160,13 @@ def test_layer_computes_what_the_convolution_does(kind, dtype, tolerance):
     check()
 
 
+@pytest.mark.parametrize("optimiser_class", [torch.optim.SGD, torch.optim.Adam])
 @every_kind
-def test_every_parameter_moves_in_two_steps(kind):
+def test_every_parameter_moves_in_two_steps(kind, optimiser_class):
     g = kind.usual()
     layer, x = kind.from_conv(g.conv()), g.input()
     start = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
-    optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    optimiser = optimiser_class(layer.parameters(), lr=0.1)
     for _ in range(2):
         optimiser.zero_grad()
         layer(x).square().mean().backward()
@@ -136,7 +180,8 @@ def test_every_parameter_moves_in_two_steps(kind):
 def test_new_parameters_are_those_that_a_convolution_has_not(kind):
     layer = kind.from_conv(kind.usual().conv())
     carried = set(dict(layer.named_parameters())) - set(layer.new_parameters())
-    assert carried == {"weight", "bias"}
+    assert carried == set(carried_parameters(layer))
+    assert len(carried) == (3 if kind.layer is SeparableGuidedConv2d else 2)
     assert layer.new_parameters()
 
 
@@ -189,9 +234,9 @@ def test_the_convolution_is_left_alone(kind):
 def test_geometry_is_carried(kind):
     g = kind.usual(padding_mode="circular")
     layer = kind.from_conv(g.conv())
-    assert (layer.in_channels, layer.out_channels, layer.groups) == (4, 6, 2)
+    assert (layer.in_channels, layer.out_channels, layer.groups) == (4, g.out_channels, g.groups)
     assert (layer.stride, layer.padding_mode) == (g.stride, "circular")
-    assert "4, 6" in repr(layer)
+    assert f"4, {g.out_channels}" in repr(layer)
     assert "padding_mode='circular'" in repr(layer)
 
 
@@ -208,7 +253,7 @@ def test_zero_weights(kind):
     assert all(value.isfinite().all() for value in layer.state_dict().values())
     (y - 1).square().mean().backward()
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
-    assert layer.weight.grad.any()
+    assert any(value.grad.any() for name, value in carried_parameters(layer).items() if not name.endswith("conv.bias"))
 
 
 @every_kind
@@ -219,7 +264,7 @@ def test_generator_decides_and_the_global_one_is_left_alone(kind):
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
     assert same_state(state_of(first), state_of(kind.from_conv(conv, seed=1)))
-    if isinstance(first, DynamicConv1d | DynamicConv2d | DynamicConv3d) or "kernel_count" in kind.options:
+    if "Dcls" not in kind.layer.__name__ or "kernel_count" in kind.options:
         assert not same_state(state_of(first), state_of(kind.from_conv(conv, seed=2)))
 
 
@@ -270,9 +315,16 @@ def test_other_modules_are_refused(kind):
 # ---- made anew
 
 
-def make(kind, *arguments, **changes):
+def make(kind, **changes):
     options = {name: value for name, value in kind.options.items() if name != "kernel_count"}
-    return kind.layer(*(arguments or (4, 6, 3)), **{"padding": 1, **options, **changes})
+    channels = 4, 4 * kind.multiple if kind.multiple else 6
+    if not issubclass(kind.layer, GuidedLayer):
+        return kind.layer(*channels, 3, **{"padding": 1, **options, **changes})
+    taken = inspect.signature(kind.layer).parameters
+    geometry = {name: value for name, value in ({"padding": 1} | changes).items() if name in taken}
+    size = {"kernel_size": 3} if "kernel_size" in taken else {}
+    layer = kind.layer(*channels, bias=True, **size, **geometry, **kind.made_with)
+    return layer.with_hypernet(**options)
 
 
 @every_kind
@@ -281,7 +333,7 @@ def test_constructor_gives_a_layer_that_runs_and_depends_on_the_seed(kind):
     layer = make(kind)
     assert all(value.isfinite().all() and value.device.type == "cpu" for value in layer.state_dict().values())
     y = layer(torch.randn(2, 4, *(9,) * kind.dims))
-    assert y.shape[:2] == (2, 6)
+    assert y.shape[:2] == (2, layer.out_channels)
     assert y.isfinite().all()
     y.sum().backward()
     torch.manual_seed(0)
@@ -316,6 +368,8 @@ def with_default_device(function):
 )
 @every_kind
 def test_bad_arguments_are_named(kind, change, message):
+    if "groups" in change and "groups" not in inspect.signature(kind.layer).parameters:
+        pytest.skip("groups is no argument")
     with pytest.raises(ValueError, match=message):
         make(kind, **change)
 

@@ -1,0 +1,221 @@
+"""What all hypernets have in common: from the guide to features, and from features to numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .init import draw_linear, hyperfan_in_, hyperfan_out_, leaky_relu_mean_square, zero_linear
+
+HypernetFactory: TypeAlias = Callable[[int, int], nn.Module]
+"""From the numbers of guide channels and of features to a net of one's own: (B, guide channels, H, W) to
+(B, features) or (B, features, h, w)."""
+
+torch.fx.wrap("check_channels")
+torch.fx.wrap("over_channels")
+
+SLOPE = 0.01
+"""Of the leaky ReLU between the two linear maps."""
+
+
+class Hypernet(nn.Module):
+    """Base of the generators of kernels: guide -> ``reduce`` -> leaky ReLU -> ``expand`` -> numbers of a kernel.
+
+    ``reduce`` and ``expand`` are ``nn.Linear``, applied to the channels of each pixel where the guide has pixels. A
+    ``body`` of the user's own takes the place of ``reduce`` and the activation. A new one generates zeros: the kernel
+    that it starts from and the weights of ``expand`` are for `HypernetConv2d` to set.
+
+    Args:
+        guide_channels: G.
+        numbers: outputs of ``expand``.
+        hidden: number of features.
+        bias_channels: outputs of ``expand_bias``, which generates a bias as well, or None.
+        bias_start: whether ``expand_bias`` has a start of its own, for convolutions without a bias parameter.
+        body: a net from (B, G, H, W) to (B, hidden) or (B, hidden, h, w).
+        generator: a CPU generator for the random start; the global one by default.
+
+    Raises:
+        ValueError: if a number is less than 1.
+    """
+
+    spatial: ClassVar[bool]
+    """Whether there are numbers for each pixel."""
+
+    outputs: int
+    """Number of tensors (or pairs) that a call returns."""
+
+    def __init__(
+        self,
+        guide_channels: int,
+        numbers: int,
+        hidden: int = 8,
+        *,
+        bias_channels: int | None = None,
+        bias_start: bool = True,
+        body: nn.Module | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("guide_channels", guide_channels), ("hidden", hidden)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.guide_channels = guide_channels
+        self.hidden = hidden
+        self.bias_channels = bias_channels
+        self.outputs = 1 if bias_channels is None else 2
+        self.body = body
+        self.reduce = None if body is not None else zero_linear(guide_channels, hidden, True, device, dtype)
+        self.expand = zero_linear(hidden, numbers, True, device, dtype)
+        self.expand_bias = (
+            None if bias_channels is None else zero_linear(hidden, bias_channels, bias_start, device, dtype)
+        )
+        if self.reduce is not None:
+            draw_linear(self.reduce, generator)
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw ``reduce`` as ``nn.Linear`` does and zero the last maps. A body of the user's own is left alone."""
+        if self.reduce is not None:
+            draw_linear(self.reduce, generator)
+        for name, child in self.named_children():
+            if name.startswith("expand"):
+                for parameter in child.parameters():
+                    nn.init.zeros_(parameter)
+
+    def carried(self) -> tuple[tuple[nn.Module, str], ...]:
+        """The (module, parameter name) that hold the kernel at zero guide contribution."""
+        return ((self.expand, "bias"),)
+
+    def generated_numbers(self, pixels: int) -> int:
+        """How many numbers are generated for one sample whose output has so many pixels."""
+        numbers = self.expand.out_features * (pixels if self.spatial else 1)
+        return numbers + (self.bias_channels or 0)
+
+    def hyperfan(
+        self, init: str, fan_in: int, fan_out: int, relu: bool, generator: torch.Generator | None = None
+    ) -> None:
+        """Draw the last maps by `hyperfan_in_` (``init="fan_in"``) or `hyperfan_out_` (``"fan_out"``).
+
+        Raises:
+            ValueError: for another ``init``.
+        """
+        self._hyperfan(self.expand, init, fan_in, fan_out, relu, self.expand_bias is not None, generator)
+        self._hyperfan_of_bias(relu, generator)
+
+    def _hyperfan_of_bias(self, relu: bool, generator: torch.Generator | None) -> None:
+        if self.expand_bias is not None:
+            self._hyperfan(self.expand_bias, "fan_in", 1, 1, relu, True, generator)
+
+    def _hyperfan(
+        self,
+        linear: nn.Linear,
+        init: str,
+        fan_in: int,
+        fan_out: int,
+        relu: bool,
+        bias_generated: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        if init not in ("fan_in", "fan_out"):
+            raise ValueError(f'init must be "fan_in" or "fan_out", got {init!r}')
+        if linear.weight.is_meta:  # nothing to draw
+            return
+        if init == "fan_in":
+            hyperfan_in_(linear.weight, fan_in, self.mean_square(), relu, bias_generated, generator)
+        else:
+            hyperfan_out_(linear.weight, fan_out, self.mean_square(), relu, generator)
+
+    @torch.no_grad()
+    def mean_square(self) -> float:
+        """E[e^2] of the features for a guide of unit-normal numbers; where it is averaged over space, of such means.
+
+        Computed in closed form; for a body of the user's own, in evaluation mode, estimated from samples that are
+        always the same.
+        """
+        if self.reduce is not None:
+            weight, bias = self.reduce.weight.double(), self.reduce.bias.double()
+            return leaky_relu_mean_square(bias, weight.square().sum(1), SLOPE).mean().item()
+        assert self.body is not None
+        generator = torch.Generator().manual_seed(0)
+        guide = torch.randn(32, self.guide_channels, 16, 16, generator=generator)
+        if not self.spatial:
+            guide += torch.randn(32, self.guide_channels, 1, 1, generator=generator)
+        modes = [(module, module.training) for module in self.body.modules()]
+        try:
+            features = self._checked(self.body.eval()(guide.to(self.expand.weight)))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return (features if self.spatial else mean_over_space(features)).double().square().mean().item()
+
+    def _features(self, guide: Tensor) -> Tensor:
+        """(B, G, H, W) to (B, hidden, H, W), or to what a body of the user's own makes of H and W."""
+        guide = check_channels(guide, self.guide_channels, "the guide", "guide_channels")
+        if self.body is not None:
+            return self._checked(self.body(guide))
+        assert self.reduce is not None
+        return F.leaky_relu(over_channels(guide, self.reduce.weight, self.reduce.bias), SLOPE)
+
+    def _checked(self, features: Tensor) -> Tensor:
+        return check_channels(features, self.hidden, "the features that the hypernet's body returns", "hidden")
+
+    def extra_repr(self) -> str:
+        return f"{self.guide_channels}, hidden={self.hidden}"
+
+
+def over_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear map of the channels of each pixel: (B, n, H, W) to a contiguous (B, m, H, W)."""
+    maps = weight.expand(x.shape[0], -1, -1)
+    made: Tensor = torch.baddbmm(bias.unsqueeze(1), maps, x.flatten(2)).unflatten(2, x.shape[2:])
+    return made
+
+
+def mean_over_space(value: Tensor) -> Tensor:
+    """(B, n, H, W) to (B, n); what has no space is left."""
+    return value.flatten(2).mean(2) if value.dim() > 2 else value
+
+
+def check_channels(value: Tensor, channels: int, what: str, name: str) -> Tensor:
+    """``value`` itself.
+
+    Raises:
+        ValueError: unless it is (B, channels) or (B, channels, H, W).
+    """
+    if value.dim() not in (2, 4) or value.shape[1] != channels:
+        raise ValueError(f"{what} must have {name}={channels} channels on axis 1, got {tuple(value.shape)}")
+    return value
+
+
+def as_image(value: Tensor) -> Tensor:
+    """(B, n) as (B, n, 1, 1); an image itself."""
+    return value[..., None, None] if value.dim() == 2 else value
+
+
+def make_body(
+    factory: HypernetFactory,
+    guide_channels: int,
+    hidden: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    generator: torch.Generator | None,
+) -> nn.Module:
+    """The user's own net on this device. With a ``generator`` its random start comes from there.
+
+    Raises:
+        TypeError: if the factory returns no module.
+    """
+    on_meta = torch.device(device).type == "meta"
+    own_start = generator is not None and not on_meta
+    with torch.random.fork_rng(devices=[], enabled=own_start), torch.device("meta" if on_meta else "cpu"):
+        if own_start:
+            # The CPU's alone: torch.manual_seed would also set those of GPUs, which are not put back.
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
+        body = factory(guide_channels, hidden)
+    if not isinstance(body, nn.Module):
+        raise TypeError(f"hypernet must be a function that returns an nn.Module, it returned {type(body).__name__}")
+    return body.to(device=device, dtype=dtype)
