@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .layers import ConvLayer, HypernetConv2d
+from .layers.ops._define import register_flop_formulas
 from .sites import ConvCall, ConvSite
 
 
@@ -25,21 +27,24 @@ class Cost:
         multiply_adds: of all its calls for one sample, as torch's ``FlopCounterMode`` counts them (matrix products and
             convolutions); None if shapes are unknown.
         activation_bytes: what it keeps for the backward pass of one sample besides its parameters; None if unknown.
+        kernel_bytes: of the kernels that all its calls generate for one sample; 0 for a layer whose kernel is the same
+            for all samples, None if unknown.
     """
 
     parameters: int
     parameter_bytes: int
     multiply_adds: int | None
     activation_bytes: int | None
+    kernel_bytes: int | None = None
 
 
 def conv_cost(site: ConvSite) -> Cost:
     """What the convolution of ``site`` costs as it is. It keeps its input for the backward pass."""
     if nn.parameter.is_lazy(site.module.weight):
-        return Cost(0, 0, None, None)
+        return Cost(0, 0, None, None, 0)
     item = site.module.weight.element_size()
     kept = sum(math.prod(call.input_shape) for call in site.calls) * item // site.batch
-    return Cost(*_parameters(site.module), site.multiply_adds, kept if site.calls else None)
+    return Cost(*_parameters(site.module), site.multiply_adds, kept if site.calls else None, 0)
 
 
 class CostOnDemand:
@@ -65,15 +70,15 @@ class CostOnDemand:
     @cached_property
     def cost(self) -> Cost:
         """The cost of the layer when it is called with the inputs of the convolution's calls."""
+        kernel_bytes = generated_bytes(self._layer, self._calls, self._batch)
         if not self._calls:
-            return Cost(self.parameters, self.parameter_bytes, None, None)
+            return Cost(self.parameters, self.parameter_bytes, None, None, kernel_bytes)
         multiply_adds = activation_bytes = 0
         for call in self._calls:
-            samples = max(1, call.input_shape[0] // self._batch)
-            flops, kept = _run_on_meta(self._layer, (samples, *call.input_shape[1:]))
+            flops, kept = _run_on_meta(self._layer, (_samples(call, self._batch), *call.input_shape[1:]))
             multiply_adds += flops // 2
             activation_bytes += kept
-        return Cost(self.parameters, self.parameter_bytes, multiply_adds, activation_bytes)
+        return Cost(self.parameters, self.parameter_bytes, multiply_adds, activation_bytes, kernel_bytes)
 
     def __eq__(self, other: object) -> bool:
         return self.cost == known(other) if isinstance(other, Cost | CostOnDemand) else NotImplemented
@@ -88,9 +93,37 @@ class CostOnDemand:
         return Cost, astuple(self.cost)
 
 
+def generated_bytes(layer: nn.Module, calls: Sequence[ConvCall], batch: int) -> int | None:
+    """Bytes of the kernels that ``layer`` generates for one sample in all ``calls`` of a pass of ``batch`` samples.
+
+    None where there are kernels for each pixel and no calls that tell how many pixels.
+    """
+    numbers = generated_numbers(layer, calls, batch)
+    return None if numbers is None else sum(numbers) * next(layer.parameters()).element_size()
+
+
+def generated_numbers(layer: nn.Module, calls: Sequence[ConvCall], batch: int) -> list[int] | None:
+    """Numbers of the kernels that ``layer`` generates for one sample in each of ``calls``, or None as above.
+
+    For a layer that has the same number of them whatever the size of its input, one call is assumed if there is none.
+    """
+    if not isinstance(layer, ConvLayer):
+        return [0]
+    if calls:
+        return [layer.generated_numbers(call.input_shape[-layer.dims :]) * _samples(call, batch) for call in calls]
+    if isinstance(layer, HypernetConv2d) and layer.conv.spatial:
+        return None
+    return [layer.generated_numbers((1,) * layer.dims)]
+
+
 def known(cost: Cost | CostOnDemand) -> Cost:
     """The cost itself."""
     return cost.cost if isinstance(cost, CostOnDemand) else cost
+
+
+def _samples(call: ConvCall, batch: int) -> int:
+    """What one sample of the model is to a layer that may be called with windows or scales of it."""
+    return max(1, call.input_shape[0] // batch)
 
 
 def _parameters(module: nn.Module, besides: nn.Module | None = None) -> tuple[int, int]:
@@ -117,7 +150,11 @@ def _run_on_meta(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, i
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         _FlopCounter() as counter,
     ):
-        layer(torch.empty(input_shape, dtype=parameter.dtype, device="meta", requires_grad=True))
+        empty = partial(torch.empty, dtype=parameter.dtype, device="meta", requires_grad=True)
+        guides = []
+        if isinstance(layer, HypernetConv2d) and layer.guide is not None:
+            guides.append(empty((input_shape[0], layer.guide_channels, *input_shape[2:])))
+        layer(empty(input_shape), *guides)
     return counter.flops, sum(saved.values())
 
 
@@ -128,6 +165,7 @@ class _FlopCounter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         from torch.utils.flop_counter import flop_registry
 
+        register_flop_formulas()
         self.flops = 0
         self.formulas = flop_registry
 

@@ -38,12 +38,15 @@ def totals(report: Report) -> list[tuple[str, str]]:
     before, after = report.total("before"), report.total("after")
     added = after.parameters - before.parameters
     per_sample = "" if report.input_shape is None else f", per sample of {_shape(report.input_shape[1:])}"
-    return [
+    rows = [
         ("parameters of the model", change(report.parameters, report.parameters + added)),
         ("parameter bytes of the convolutions", change(before.parameter_bytes, after.parameter_bytes, "bytes")),
         (f"multiply-adds of the convolutions{per_sample}", change(before.multiply_adds, after.multiply_adds)),
         ("kept for the backward pass", change(before.activation_bytes, after.activation_bytes, "bytes")),
     ]
+    if after.kernel_bytes:
+        rows.append(("kernel bytes per sample", size(after.kernel_bytes)))
+    return rows
 
 
 def verdict(report: Report) -> list[str]:
@@ -86,11 +89,20 @@ def notes(report: Report) -> dict[str, list[str]]:
     return found
 
 
-def errors_by_layer(report: Report) -> dict[str, str]:
-    """Relative error of each compared layer, by name."""
-    if report.verification is None:
-        return {}
-    return {check.name: f"{check.relative_error:.1e}" for check in report.verification.layers}
+def further_columns(report: Report) -> dict[str, dict[str, str]]:
+    """What only some reports know of the layers: for each heading, text by the layer's name. None of them is empty."""
+    generated = {step.name: step.after.kernel_bytes for step in report.swaps}
+    checks = () if report.verification is None else report.verification.layers
+    columns = {
+        "kernel bytes per sample": {name: size(number) for name, number in generated.items() if number != 0},
+        "kernel error": {
+            step.name: f"{step.kernel_error.relative:.1e}" for step in report.swaps if step.kernel_error is not None
+        },
+        "error": {check.name: f"{check.relative_error:.1e}" for check in checks},
+    }
+    if not any(generated.values()):
+        del columns["kernel bytes per sample"]
+    return {heading: texts for heading, texts in columns.items() if texts}
 
 
 def _shape(values: tuple[int, ...]) -> str:

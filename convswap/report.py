@@ -13,7 +13,9 @@ from torch import nn
 from .conv_classes import Conv
 from .costs import Cost, CostOnDemand, known
 from .errors import ConvswapError
+from .factories import described
 from .field_types import checked
+from .kernel_errors import KernelError
 from .options import options_to_dict
 from .plan import Plan, Step
 from .position_pictures import PositionPicture
@@ -35,6 +37,8 @@ class StepReport:
         geometry: its channels, kernel, stride and so on in short.
         action, reason, target, options, fidelity, before, cost_after, after, note, group: as in `Step`.
         picture: where the elements of a DCLS layer are, and were when it was made; None for other layers, and in plans.
+        kernel_error: how far the kernel of a layer that approximates was from the convolution's when it was made; None
+            for other layers, for those without a kernel to compare, and in plans.
     """
 
     name: str
@@ -51,6 +55,7 @@ class StepReport:
     note: str | None
     group: str | None = None
     picture: PositionPicture | None = None
+    kernel_error: KernelError | None = None
 
     @property
     def after(self) -> Cost:
@@ -120,6 +125,7 @@ class Report:
             sum(c.parameter_bytes for c in costs),
             add("multiply_adds"),
             add("activation_bytes"),
+            add("kernel_bytes"),
         )
 
     def with_verification(self, verification: Verification) -> Report:
@@ -134,6 +140,15 @@ class Report:
             return step if found is None else replace(step, picture=found)
 
         return replace(self, steps=tuple(pictured(step) for step in self.steps))
+
+    def with_kernel_errors(self, errors: Mapping[str, KernelError]) -> Report:
+        """The same report with kernel errors for steps that swap, by name."""
+
+        def measured(step: StepReport) -> StepReport:
+            found = errors.get(step.name) if step.action == "swap" else None
+            return step if found is None else replace(step, kernel_error=found)
+
+        return replace(self, steps=tuple(map(measured, self.steps)))
 
     def with_groups_of(self, steps: Sequence[Step]) -> Report:
         """The same report where other groups than it tells of have been made by ``steps``."""
@@ -150,7 +165,11 @@ class Report:
         return replace(self, steps=tuple(map(regrouped, self.steps)), recipe=self.recipe.with_groups(groups))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, with the version of their form under ``"version"``."""
+        """JSON values, with the version of their form under ``"version"``.
+
+        Raises:
+            ConvswapError: if an option is a function that cannot be imported by a name.
+        """
         data = asdict(replace(self, steps=(), recipe=None, verification=None))  # type: ignore[arg-type]
         data["steps"] = [step.to_dict() for step in self.steps]
         data["recipe"] = self.recipe.to_dict()
@@ -261,13 +280,17 @@ def _describe(step: Step) -> StepReport:
         action=step.action,
         reason=step.reason,
         target=step.target,
-        options=None if step.options is None else options_to_dict(step.options),
+        options=None if step.options is None else _options_in_words(step.options),
         fidelity=step.fidelity,
         before=step.before,
         cost_after=step.cost_after,
         note=step.note,
         group=step.group,
     )
+
+
+def _options_in_words(options: Any) -> dict[str, Any]:
+    return {name: described(value) if callable(value) else value for name, value in options_to_dict(options).items()}
 
 
 def describe_geometry(conv: Conv) -> str:
@@ -290,6 +313,8 @@ def _step_from(data: Mapping[str, Any]) -> StepReport:
     values = {name: value for name, value in data.items() if name != "after"}
     if values.get("picture") is not None:
         values["picture"] = PositionPicture.from_dict(values["picture"])
+    if values.get("kernel_error") is not None:
+        values["kernel_error"] = checked(KernelError(**values["kernel_error"]))
     values["before"] = checked(Cost(**data["before"]))
     values["cost_after"] = checked(Cost(**data["after"]))
     return checked(StepReport(**values))

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from .formatting import change, errors_by_layer, headline, notes, shorten, totals, verdict
+from .formatting import change, further_columns, headline, notes, shorten, totals, verdict
 from .report import Report
 from .report_pictures import gallery, movement
 
@@ -26,7 +26,7 @@ def _context(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "headline": headline(report),
-        "errors": errors_by_layer(report),
+        "further": further_columns(report),
         "gallery": gallery(report),
         "movement": movement(report),
         "notes": {note: shorten(names) for note, names in notes(report).items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .formatting import change, errors_by_layer, headline, notes, shorten, totals, verdict
+from .formatting import change, further_columns, headline, notes, shorten, totals, verdict
 from .report import Report
 from .report_pictures import movement
 
@@ -33,8 +33,8 @@ def to_markdown(report: Report) -> str:
 
 
 def _swap_table(report: Report) -> list[str]:
-    errors = errors_by_layer(report)
-    head = ["layer", "convolution", "to", "fidelity", "parameters", "multiply-adds", *(["error"] if errors else [])]
+    further = further_columns(report)
+    head = ["layer", "convolution", "to", "fidelity", "parameters", "multiply-adds", *further]
     rows = [_row(head), _row(["---"] * 4 + ["---:"] * (len(head) - 4))]
     for step in report.swaps:
         cells = [
@@ -45,7 +45,7 @@ def _swap_table(report: Report) -> list[str]:
             change(step.before.parameters, step.after.parameters),
             change(step.before.multiply_adds, step.after.multiply_adds),
         ]
-        rows.append(_row([*map(_escape, cells), *([errors.get(step.name, "")] if errors else [])]))
+        rows.append(_row([*map(_escape, cells), *(texts.get(step.name, "") for texts in further.values())]))
     return rows
 
 

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import change, errors_by_layer, headline, notes, printable, shorten, totals, verdict
+from .formatting import change, further_columns, headline, notes, printable, shorten, totals, verdict
 from .report import Report
 from .report_pictures import movement
 
@@ -43,7 +43,7 @@ def to_rich(report: Report) -> RenderableType:
 
 
 def _swap_table(report: Report) -> Table:
-    errors = errors_by_layer(report)
+    further = further_columns(report)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("layer", overflow="fold")
     table.add_column("convolution")
@@ -51,8 +51,8 @@ def _swap_table(report: Report) -> Table:
     table.add_column("fidelity")
     table.add_column("parameters", justify="right")
     table.add_column("multiply-adds", justify="right")
-    if errors:
-        table.add_column("error", justify="right")
+    for heading in further:
+        table.add_column(heading, justify="right")
     for step in report.swaps:
         row = [
             plain(" = ".join((step.name or "(the model)", *step.aliases))),
@@ -62,7 +62,7 @@ def _swap_table(report: Report) -> Table:
             plain(change(step.before.parameters, step.after.parameters)),
             plain(change(step.before.multiply_adds, step.after.multiply_adds)),
         ]
-        table.add_row(*row, *([errors.get(step.name, "")] if errors else []))
+        table.add_row(*row, *(texts.get(step.name, "") for texts in further.values()))
     return table
 
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..conv_classes import Conv
 from ..sites import ConvSite
@@ -62,6 +62,17 @@ class Target(ABC):
 
         A layer that keeps tensors of ``conv`` itself is copied, so that the original model stays as it is.
         """
+
+    def compared_kernels(self, conv: Conv, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+        """The kernel of a convolution and, in the same shape, that of the layer made from it; None if it has none.
+
+        For layers that are ``approximate``: how far the kernels are apart is a part of the report.
+
+        Args:
+            conv: as `build` was given it; not on the meta device.
+            layer: what was built, as it started.
+        """
+        return None
 
     def group(self, site: ConvSite, options: Any) -> Hashable:
         """A label that the sites whose layers share parameters have in common; None for a layer that shares nothing.

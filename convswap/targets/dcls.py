@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..conv_classes import Conv
 from ..errors import OptionError
@@ -133,6 +133,18 @@ class Dcls(Target):
     def fidelity(self, site: ConvSite, options: DclsOptions) -> Fidelity:
         fewer = options.kernel_count is not None and options.kernel_count < math.prod(site.module.kernel_size)
         return "approximate" if fewer or options.version == "gauss" else "exact"
+
+    def compared_kernels(self, conv: Conv, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        assert isinstance(layer, Dcls1d | Dcls2d | Dcls3d)
+        drawn = layer.construct_kernel()
+        window = effective_size(tuple(conv.kernel_size), tuple(conv.dilation))
+        middle = [
+            slice(start := (size - extent) // 2, start + extent, spacing)
+            for size, extent, spacing in zip(drawn.shape[2:], window, conv.dilation, strict=True)
+        ]
+        on_grid = torch.zeros_like(drawn)
+        on_grid[:, :, *middle] = conv.weight
+        return on_grid, drawn
 
     def group(self, site: ConvSite, options: DclsOptions) -> Hashable:
         share = options.share_positions
