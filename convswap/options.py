@@ -6,11 +6,13 @@ import dataclasses
 import json
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Literal
 
 from .errors import OptionError, UnknownNameError, did_you_mean
+from .factories import factory_name
 from .field_types import NO_FIT, alternatives, fit
-from .targets import Target
+from .targets import Target, get_target
 
 
 def make_options(target: Target, given: Mapping[str, Any]) -> Any:
@@ -43,11 +45,45 @@ def make_options(target: Target, given: Mapping[str, Any]) -> Any:
 
 
 def options_to_dict(options: Any) -> dict[str, Any]:
-    """The fields of an options dataclass as JSON values."""
-    return {
-        field.name: list(value) if isinstance(value := getattr(options, field.name), tuple) else value
-        for field in dataclasses.fields(options)
-    }
+    """The fields of an options dataclass as JSON values.
+
+    Of a function in a field that takes its name as well it is that name; only one that cannot be imported by a name is
+    given as it is.
+    """
+    kind: Any = type(options)
+    code = _code_fields(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, tuple):
+            value = list(value)
+        elif field.name in code and callable(value):
+            value = factory_name(value) or value
+        values[field.name] = value
+    return values
+
+
+def code_named_by(target_name: str, options: Mapping[str, Any]) -> str | None:
+    """What building a layer with these options of a target would import, as ``package.module:function``, or None.
+
+    Raises:
+        UnknownNameError: if there is no such target.
+    """
+    kind: Any = get_target(target_name).options
+    values = (options.get(name) for name in _code_fields(kind))
+    return ", ".join(value for value in values if isinstance(value, str)) or None
+
+
+@cache
+def _code_fields(options: Any) -> tuple[str, ...]:
+    """Fields for a function or the name of one: those whose type is both a function's and a string's."""
+    hints = typing.get_type_hints(options)
+
+    def takes_code(hint: Any) -> bool:
+        kinds = alternatives(hint)
+        return str in kinds and any(typing.get_origin(kind) is Callable for kind in kinds)
+
+    return tuple(field.name for field in dataclasses.fields(options) if takes_code(hints[field.name]))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

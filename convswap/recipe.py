@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import ConvswapError
+from .factories import described, require_name
 from .field_types import checked
 from .options import options_to_dict
 from .plan import Step
@@ -28,6 +29,13 @@ class RecipeStep:
     seed: int = 0
     group: str | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Models carry this, and are to be pickled even if an option is a function that cannot be.
+        return {**self.__dict__, "options": {n: described(v) if callable(v) else v for n, v in self.options.items()}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecipeStep:
+        return self  # with its functions
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -40,8 +48,12 @@ class Recipe:
         return Recipe(tuple(replace(step, group=groups.get(step.name, step.group)) for step in self.steps))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"version": RECIPE_VERSION, "steps": [asdict(step) for step in self.steps]}
+        """JSON values.
+
+        Raises:
+            ConvswapError: if an option is a function that cannot be imported by a name.
+        """
+        return {"version": RECIPE_VERSION, "steps": [_step_to(step) for step in self.steps]}
 
     @classmethod
     def from_dict(cls, data: Any) -> Recipe:
@@ -68,6 +80,11 @@ def make_recipe(steps: Sequence[Step], seed: int) -> Recipe:
             if step.action == "swap"
         )
     )
+
+
+def _step_to(step: RecipeStep) -> dict[str, Any]:
+    options = {name: require_name(f"the {name} of {step.name!r}", value) for name, value in step.options.items()}
+    return asdict(replace(step, options=options))
 
 
 def _step_from(entry: Any) -> RecipeStep:
