@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
+from .guide_nodes import guide_in_whole
 from .recipe import Recipe
 from .report import Report
 
@@ -66,13 +68,28 @@ def _prefixed(made: Report, prefix: str) -> Report:
     def group(name: str | None) -> str | None:
         return None if name is None else named(name)
 
+    def options(of_part: Any) -> Any:
+        guide = None if of_part is None else of_part.get("guide")
+        return of_part if guide is None else {**of_part, "guide": guide_in_whole(guide, prefix)}
+
     return replace(
         made,
         steps=tuple(
-            replace(s, name=named(s.name), aliases=tuple(map(named, s.aliases)), group=group(s.group))
+            replace(
+                s,
+                name=named(s.name),
+                aliases=tuple(map(named, s.aliases)),
+                group=group(s.group),
+                options=options(s.options),
+            )
             for s in made.steps
         ),
         others=tuple(replace(other, name=named(other.name)) for other in made.others),
-        recipe=Recipe(tuple(replace(s, name=named(s.name), group=group(s.group)) for s in made.recipe.steps)),
+        recipe=Recipe(
+            tuple(
+                replace(s, name=named(s.name), group=group(s.group), options=options(s.options))
+                for s in made.recipe.steps
+            )
+        ),
         verification=None,
     )

@@ -12,14 +12,17 @@ from torch import nn
 from .carried_report import attach_report, earlier_report
 from .decisions import Decision, split_groups
 from .errors import ConvswapError, did_you_mean
+from .graph_model import as_graph_model
 from .inputs import ExampleInputs
-from .options import make_options
+from .kernel_errors import kernel_errors
+from .options import code_named_by, make_options
 from .plan import Plan, Step, Swap, keep_reason, make_steps, plan
 from .position_pictures import start_picture
 from .recipe import Recipe, make_recipe
 from .replacing import put_in_place
 from .report import Report, describe_geometry, make_report
 from .rewrite import build_layers, copy_with
+from .routing import route_guides
 from .sites import Trace
 from .targets import get_target
 from .trace import trace
@@ -37,6 +40,7 @@ def convert(
     example_inputs: ExampleInputs = None,
     seed: int = 0,
     verify: VerifyInputs = None,
+    as_graph: bool = False,
     **options: Any,
 ) -> nn.Module:
     """Convert chosen convolutions of a copy of ``model``; its first forward pass gives what the model's gives.
@@ -53,6 +57,8 @@ def convert(
         example_inputs: see `trace`.
         seed: of the random starts. The global generators are left alone.
         verify: an input, the name of a file or a seed to compare both models with, see `verify`. None: not compared.
+        as_graph: return the copy as a `GraphModel`, a ``torch.fx.GraphModule`` whose hypernets and layers are nodes of
+            their own, for those who go on with other passes of torch.fx.
         options: the target's.
 
     Returns:
@@ -64,7 +70,8 @@ def convert(
     """
     seed = _whole_number(seed)
     the_plan = plan(model, to, where, example_inputs=example_inputs, **options)
-    return _carry_out(the_plan, model, seed, verify)
+    converted = _carry_out(the_plan, model, seed, verify)
+    return as_graph_model(converted) if as_graph else converted
 
 
 def convert_(
@@ -89,11 +96,23 @@ def convert_(
     layers = build_layers(the_plan.steps, seed)
     report = _with_start_pictures(report, the_plan.steps, layers)
     put_in_place(model, layers)
+    try:
+        route_guides(model)
+    except ConvswapError:
+        undo(model, the_plan.steps, layers)
+        raise
     attach_report(model, report)
     return model
 
 
-def apply(recipe: Plan | Recipe | Mapping[str, Any], model: nn.Module, *, seed: int = 0) -> nn.Module:
+def apply(
+    recipe: Plan | Recipe | Mapping[str, Any],
+    model: nn.Module,
+    *,
+    seed: int = 0,
+    as_graph: bool = False,
+    trust_source: bool = False,
+) -> nn.Module:
     """Do to a copy of ``model`` what a plan or a recipe says.
 
     Args:
@@ -101,25 +120,40 @@ def apply(recipe: Plan | Recipe | Mapping[str, Any], model: nn.Module, *, seed: 
             was made for. ``convswap.report(converted).recipe`` is one.
         model: its convolutions must have the names that the recipe has.
         seed: of the random starts, for a `Plan`; recipes bring their own.
+        as_graph: see `convert`.
+        trust_source: import functions that a recipe names as ``package.module:function``, which runs their code.
 
     Raises:
         ConvswapError: if the model lacks a convolution that the recipe names, or it must be kept.
     """
     if isinstance(recipe, Plan):
-        return _carry_out(_rebound(recipe, model), model, _whole_number(seed), None)
+        converted = _carry_out(_rebound(recipe, model), model, _whole_number(seed), None)
+        return as_graph_model(converted) if as_graph else converted
     the_recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_dict(recipe)
-    steps, found = recipe_steps(the_recipe, model)
+    steps, found = recipe_steps(the_recipe, model, trust_source)
     seeds = {step.name: step.seed for step in the_recipe.steps}
     layers = build_layers(steps, seeds)
     done = the_recipe.with_groups({step.site.name: step.group for step in steps})
     report = _with_start_pictures(make_report(Plan(found, steps), done, earlier_report(model)), steps, layers)
     converted = copy_with(model, layers)
+    route_guides(converted)
     attach_report(converted, report)
-    return converted
+    return as_graph_model(converted) if as_graph else converted
 
 
-def recipe_steps(recipe: Recipe, model: nn.Module) -> tuple[tuple[Step, ...], Trace]:
+def undo(model: nn.Module, steps: Sequence[Step], layers: Mapping[int, nn.Module]) -> None:
+    """Put the convolutions of ``steps`` back where ``layers``, by their identities, have taken their places."""
+    convs = {id(step.site.module): step.site.module for step in steps}
+    put_in_place(model, {id(layer): convs[conv] for conv, layer in layers.items()})
+
+
+def recipe_steps(recipe: Recipe, model: nn.Module, trust_source: bool) -> tuple[tuple[Step, ...], Trace]:
     """The steps that ``recipe`` has for ``model``, and the trace they are based on.
+
+    Args:
+        recipe: of any origin.
+        model: a model of the architecture that it is for.
+        trust_source: whether functions that it names may be imported.
 
     Raises:
         ConvswapError: if the model lacks a convolution that the recipe names, or it must be kept.
@@ -143,6 +177,12 @@ def recipe_steps(recipe: Recipe, model: nn.Module) -> tuple[tuple[Step, ...], Tr
         if reason is not None:
             raise ConvswapError(f"the recipe converts {site.name!r}, which must be kept: {reason}")
         target = get_target(step.target)
+        code = code_named_by(step.target, step.options)
+        if code is not None and not trust_source:
+            raise ConvswapError(
+                f"the recipe of {site.name!r} names {code}, which would be imported and run: if you trust it, "
+                "give trust_source=True"
+            )
         options = make_options(target, step.options)
         decisions.append(Decision(site, "in the recipe", target, options, step.group))
     return make_steps(split_groups(decisions)), found
@@ -192,6 +232,7 @@ def _carry_out(the_plan: Plan, model: nn.Module, seed: int, inputs: VerifyInputs
     layers = build_layers(the_plan.steps, seed)
     report = _with_start_pictures(report, the_plan.steps, layers)
     converted = copy_with(model, layers)
+    route_guides(converted)
     attach_report(converted, report)
     if inputs is not None:
         verification = verify(model, converted, inputs)
@@ -202,4 +243,5 @@ def _carry_out(the_plan: Plan, model: nn.Module, seed: int, inputs: VerifyInputs
 
 def _with_start_pictures(report: Report, steps: Sequence[Step], layers: Mapping[int, nn.Module]) -> Report:
     made = {step.site.name: layers[id(step.site.module)] for step in steps if step.action == "swap"}
-    return report.with_pictures({name: start_picture(layer) for name, layer in made.items()})
+    pictured = report.with_pictures({name: start_picture(layer) for name, layer in made.items()})
+    return pictured.with_kernel_errors(kernel_errors(steps, layers))

@@ -137,9 +137,16 @@ def split_groups(decisions: Sequence[Decision]) -> list[Decision]:
 
 
 def _alike(one: Decision, other: Decision) -> bool:
-    """Whether the weights made from a shared weight are the same for both: with dilation they may not be."""
+    """Whether the weights made from a shared weight are the same for both: with dilation they may not be.
+
+    Nor with groups, where they approximate it group by group.
+    """
     if (one.target, one.options) != (other.target, other.options):
         return False
     modules = (one.site.module, other.site.module)
     plain = all(plain_conv(module) is module for module in modules)
-    return plain and modules[0].dilation == modules[1].dilation
+    grouped_alike = modules[0].groups == modules[1].groups or all(
+        decision.target is not None and decision.target.fidelity(decision.site, decision.options) == "exact"
+        for decision in (one, other)
+    )
+    return plain and grouped_alike and modules[0].dilation == modules[1].dilation

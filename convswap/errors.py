@@ -30,6 +30,10 @@ class OptionError(ConvswapError):
     """The value of an option is not allowed."""
 
 
+class GuideError(ConvswapError):
+    """A value cannot guide a convolution: it is not there, not yet, or depends on the convolution itself."""
+
+
 class VerificationError(ConvswapError):
     """A converted layer does not compute what its fidelity promises."""
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from .atomic import write_atomically
 from .carried_report import attach_report
 from .checkpoint import match_precision, mismatches
-from .convert import recipe_steps
+from .convert import recipe_steps, undo
 from .errors import ConvswapError, FileError
 from .replacing import put_in_place
 from .report import Report, report
 from .rewrite import build_layers
+from .routing import route_guides
 from .sources import Source, build_model, builds_like, infer_source, parse_source
 
 METADATA_KEY = "convswap"
@@ -102,8 +103,8 @@ def load(
         model: a fresh model of the architecture, where the file does not name it or you do not want it built; it is
             converted in place and returned.
         device: where to put the result, if ``model`` is not given.
-        trust_source: build an architecture whose source is ``module.path:factory``. That imports the module and runs
-            the function that the file names, so it is not done unasked.
+        trust_source: build an architecture whose source is ``module.path:factory``, and import functions that options
+            of layers are named as likewise. That runs code that the file names, so it is not done unasked.
 
     Raises:
         FileError: if the file is missing, damaged, no converted model, or does not fit the architecture.
@@ -114,7 +115,7 @@ def load(
     if model is None:
         model = _build(path, info, trust_source).to(device)
     state = read_tensors(path, info)
-    steps, _ = recipe_steps(info.report.recipe, model)
+    steps, _ = recipe_steps(info.report.recipe, model, trust_source)
     wanted = sum(step.cost_after.parameters for step in steps if step.action == "swap")
     if wanted > sum(tensor.numel() for tensor in state.values()):
         raise FileError(
@@ -127,10 +128,14 @@ def load(
     put_in_place(model, layers)
     problems = mismatches(model, state)
     if problems:
-        convs = {id(step.site.module): step.site.module for step in steps}
-        put_in_place(model, {id(layer): convs[conv] for conv, layer in layers.items()})  # as it was
+        undo(model, steps, layers)
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise FileError(f"{path} does not fit the architecture {type(model).__name__}:\n{lines}")
+    try:
+        route_guides(model)
+    except ConvswapError:
+        undo(model, steps, layers)
+        raise
     _separate(model, state)
     match_precision(model, state)
     model.load_state_dict(state)

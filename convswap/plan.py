@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -13,7 +13,9 @@ from torch import nn
 from .conv_classes import conversion_note, unknown_class_reason
 from .costs import Cost, CostOnDemand, conv_cost, known
 from .decisions import Decision, group_label, keep_tied_together, name_groups, placement
-from .errors import ConvswapError, NothingToSwapError, OptionError
+from .errors import ConvswapError, GuideError, NothingToSwapError, OptionError
+from .guide_nodes import further_input
+from .guides import Guides
 from .inputs import ExampleInputs
 from .options import make_options, options_to_dict
 from .sites import ConvSite, Trace
@@ -139,13 +141,14 @@ def plan(
         others = "".join(f"\n  {other.name}: {other.reason}" for other in found.others[:5])
         raise NothingToSwapError(f"{found.model} has no convolution to convert.{others}")
     chosen = [matching(rule.where, found.sites) for rule in rules]
+    guides = Guides(model, example_inputs)
     decided = []
     for site in found.sites:
         rule = next((i for i, names in enumerate(chosen) if site.name in names), None)
         if rule is None:
             decided.append(Decision(site, "not chosen by where"))
         else:
-            decided.append(_decide(site, *resolved[rule], rule))
+            decided.append(_decide(site, *resolved[rule], rule, guides))
     steps = make_steps(name_groups(keep_tied_together(decided)))
     if not any(step.action == "swap" for step in steps):
         raise NothingToSwapError(_nothing_to_swap(found, steps))
@@ -197,14 +200,34 @@ def _as_rules(to: str | Swap | Sequence[Swap], where: Where, options: Mapping[st
     return rules
 
 
-def _decide(site: ConvSite, target: Target, options: Any, rule: int) -> Decision:
+def _decide(site: ConvSite, target: Target, options: Any, rule: int, guides: Guides) -> Decision:
     reason = keep_reason(site)
     if reason is None:
         reason = target.unsupported_reason(site, options)
+    if reason is None and getattr(options, "guide", None) is not None:
+        try:
+            options = _with_guide_channels(site, options, guides)
+        except GuideError as error:
+            reason = str(error)
     if reason is not None:
         return Decision(site, reason)
     group = group_label(site, target, options, rule)
     return Decision(site, "chosen by where", target, target.resolve(site, options), group)
+
+
+def _with_guide_channels(site: ConvSite, options: Any, guides: Guides) -> Any:
+    """``options`` with the channels of the guide that they name.
+
+    Raises:
+        GuideError: if it cannot guide this convolution, or has other channels than the options say.
+    """
+    channels = guides.channels(site, options.guide)
+    if channels is None and options.guide_channels is None:
+        instead = "" if further_input(options.guide) is not None else ", or example_inputs"
+        raise GuideError(f"how many channels its guide {options.guide!r} has is unknown: give guide_channels{instead}")
+    if channels is not None and options.guide_channels not in (None, channels):
+        raise GuideError(f"its guide {options.guide!r} has {channels} channels, not {options.guide_channels}")
+    return replace(options, guide_channels=channels or options.guide_channels)
 
 
 def _step(decision: Decision, costs: dict[Any, CostOnDemand], shares: bool) -> Step:

@@ -15,6 +15,9 @@ from torch import fx, nn
 from .conv_classes import CONVS
 from .layers import ConvLayer
 
+OUTPUT_OF, INPUT_OF = "convswap_output_of", "convswap_input_of"
+"""Where the ``meta`` of a node names the modules, traced through or not, that return its value, or are given it."""
+
 
 @dataclass
 class TracedRegion:
@@ -25,19 +28,25 @@ class TracedRegion:
     training: fx.Graph | None
     failures: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def complete(self) -> bool:
+        """Whether it is the whole model."""
+        return not self.name and not self.failures
+
     def graphs(self) -> tuple[fx.Graph, ...]:
         """The graphs of both modes, evaluation first."""
         return (self.evaluation,) if self.training is None else (self.evaluation, self.training)
 
 
-def trace_regions(model: nn.Module) -> list[TracedRegion]:
+def trace_regions(model: nn.Module, through: type[nn.Module] | tuple[()] = ()) -> list[TracedRegion]:
     """Trace ``model``, a throwaway copy, in regions.
 
     Every module without convolutions is a leaf, and so is every convolution: what happens inside attention, norms and
     losses never matters. A module whose own code cannot be traced becomes a leaf of the graph around it, and its
     children are regions of their own. Both modes are traced, because some models run heads in training mode only.
+    Layers of ours of the kind ``through`` are no leaves, but their parts are.
     """
-    return list(_trace_below("", model, _modules_with_convs(model)))
+    return list(_trace_below("", model, _modules_with_convs(model, through)))
 
 
 def is_leaf_kind(module: nn.Module) -> bool:
@@ -45,12 +54,14 @@ def is_leaf_kind(module: nn.Module) -> bool:
     return isinstance(module, (*CONVS, ConvLayer))
 
 
-def _modules_with_convs(model: nn.Module) -> set[int]:
+def _modules_with_convs(model: nn.Module, through: type[nn.Module] | tuple[()]) -> set[int]:
     """Identities of the modules to be traced through: those that have a convolution somewhere below them."""
     holding: set[int] = set()
 
     def visit(module: nn.Module) -> bool:
         if is_leaf_kind(module):
+            if isinstance(module, through):
+                holding.add(id(module))
             return True
         found = [visit(child) for child in module.children()]
         if any(found):
@@ -63,7 +74,7 @@ def _modules_with_convs(model: nn.Module) -> set[int]:
 
 def _trace_below(name: str, module: nn.Module, holding: set[int]) -> Iterator[TracedRegion]:
     """The region that ``module`` is the root of, and those below what could not be traced in it."""
-    if is_leaf_kind(module):
+    if is_leaf_kind(module) and id(module) not in holding:
         yield _single_call(name, module)
         return
     if id(module) not in holding:
@@ -153,7 +164,9 @@ class _ConvTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._names = {id(module): name for name, module in root.named_modules()}
-        return super().trace(root, concrete_args)
+        graph = super().trace(root, concrete_args)
+        _tidy_placeholders(graph)
+        return graph
 
     def path_of_module(self, mod: nn.Module) -> str:
         # The inherited method walks all modules at each call, which makes tracing quadratic in depth.
@@ -166,6 +179,16 @@ class _ConvTracer(fx.Tracer):
         return id(m) not in self.holding or isinstance(m, self.leaf_kinds)
 
     def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        name = self.path_of_module(m)
+        result = self._call_module(m, forward, args, kwargs)
+        for value, role in ((result, OUTPUT_OF), (next(iter((*args, *kwargs.values())), None), INPUT_OF)):
+            if isinstance(value, fx.Proxy):
+                value.node.meta.setdefault(role, []).append(name)
+        return result
+
+    def _call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if not self.lenient:
@@ -200,6 +223,20 @@ class _ConvTracer(fx.Tracer):
                 del self._proxies[cached]
 
 
+def _tidy_placeholders(graph: fx.Graph) -> None:
+    """Call the placeholders as the arguments are called, and have those with a default behind the others.
+
+    torch.fx numbers the former, and takes those that are by keyword only for positional ones.
+    """
+    first_default = None
+    for node in [node for node in graph.nodes if node.op == "placeholder"]:
+        if node.args:
+            node.target = str(node.target).rpartition("_")[0]
+            first_default = first_default or node
+        elif first_default is not None and not str(node.target).startswith("*"):
+            first_default.prepend(node)
+
+
 def outline(graph: fx.Graph) -> list[tuple[str, str]]:
     """What the nodes of a graph do, in order: two traces of the same path have the same."""
     return [(node.op, str(node.target)) for node in graph.nodes]
@@ -208,7 +245,9 @@ def outline(graph: fx.Graph) -> list[tuple[str, str]]:
 def _single_call(name: str, conv: nn.Module) -> TracedRegion:
     """The region of a convolution whose parents cannot be traced: a call of it and nothing more."""
     graph = fx.Graph()
-    graph.output(graph.call_module("", (graph.placeholder("x"),)))
+    call = graph.call_module("", (graph.placeholder("x"),))
+    call.meta[OUTPUT_OF] = [""]
+    graph.output(call)
     return TracedRegion(name, graph, None)
 
 

@@ -15,6 +15,7 @@ from .conv_classes import CONVS, plain_conv
 from .decisions import placement
 from .errors import ConvswapError, ModelError
 from .formatting import shorten
+from .layers import HypernetConv2d
 from .plan import Step
 from .targets import get_target
 from .throwaway import untouched_randomness
@@ -139,16 +140,24 @@ _CONV_ATTRIBUTES = frozenset(nn.Conv2d(1, 1, 1, device="meta").__dict__)
 
 def _tie(swaps: list[Step], layers: dict[int, nn.Module]) -> None:
     """Let layers share the parameters that were carried over from a shared parameter."""
-    first: dict[int, nn.Parameter] = {}
+    first: dict[tuple[int, int], nn.Parameter | None] = {}
     for step in swaps:
         layer = layers[id(step.site.module)]
         for name, parameter in step.site.module._parameters.items():
-            carried = layer._parameters.get(name)
-            if parameter is None or carried is None:
+            if parameter is None:
                 continue
-            shared = first.setdefault(id(parameter), carried)
-            if shared is not carried:
-                layer._parameters[name] = shared
+            for place, (module, own_name) in enumerate(_carried(layer, name)):
+                carried = module._parameters[own_name]
+                shared = first.setdefault((id(parameter), place), carried)
+                if shared is not carried:
+                    module._parameters[own_name] = shared
+
+
+def _carried(layer: nn.Module, name: str) -> tuple[tuple[nn.Module, str], ...]:
+    """The modules that hold what was carried over from a convolution's parameter of this name, and its names there."""
+    if isinstance(layer, HypernetConv2d):
+        return layer.carried_parameters().get(name, ())
+    return ((layer, name),) if layer._parameters.get(name) is not None else ()
 
 
 def _apart_from(convs: Sequence[nn.Module], layers: Sequence[nn.Module]) -> Sequence[nn.Module]:

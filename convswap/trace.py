@@ -9,6 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .class_dependence import sites_asked_for_their_type
+from .further_inputs import with_further_inputs
 from .inputs import ExampleInputs, as_call, default_input_shape, is_shape, make_inputs
 from .measure import Measurement, measure
 from .refusals import refuse_wrapped
@@ -75,7 +76,8 @@ def _measure(
     else:
         inputs = example_inputs
     convs = {name: copied.get_submodule(name) for name in names}
-    return measure(copied.train(training), convs, as_call(inputs), mode)
+    call = with_further_inputs(copied, as_call(inputs))
+    return measure(copied.train(training), convs, call, mode)
 
 
 def _traced_whole(regions: list[TracedRegion]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_leaves
 from .conv_classes import CONVS, plain_on_meta
 from .errors import ConvswapError, VerificationError
 from .field_types import checked
+from .further_inputs import with_further_inputs, without_further_inputs
 from .inputs import as_call, default_input_shape, is_shape, make_inputs
 from .layers._geometry import effective_size, normalise_padding, pad_widths
+from .layers.hypernet_conv import HypernetConv2d
 from .targets.base import Fidelity
 from .throwaway import untouched_randomness
 
@@ -122,19 +124,33 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
     Raises:
         ConvswapError: if the inputs cannot be read or made, or the models do not fit together.
     """
-    call, described = _read_inputs(original, inputs)
-    args, kwargs = as_call(call)
+    given, described = _read_inputs(original, inputs)
+    call = with_further_inputs(converted, as_call(given), torch.Generator().manual_seed(0))
+    original_call = without_further_inputs(converted, call)
     pairs = _pairs(original, converted)
     fidelities = _fidelities(converted)
     checks: dict[str, LayerCheck] = {}
+    guides: dict[str, list[Tensor]] = {}
 
     def compare(name: str, conv: Any, layer: nn.Module, x: Tensor, output: Tensor) -> None:
-        actual = _run(f"the new layer {name!r}", described, lambda: layer(x))
+        guided_from_elsewhere = isinstance(layer, HypernetConv2d) and layer.guide is not None
+        if guided_from_elsewhere and not guides.get(name):
+            return
+        guide = (guides[name].pop(0),) if guided_from_elsewhere else ()
+        actual = _run(f"the new layer {name!r}", described, lambda: layer(x, *guide))
         check = _check(name, conv, fidelities.get(name, "exact"), x, output, actual)
         if name not in checks or check.relative_error > checks[name].relative_error:
             checks[name] = check
 
-    with _evaluation(original), _evaluation(converted), torch.no_grad():
+    with _evaluation(original), _evaluation(converted), torch.no_grad(), untouched_randomness():
+        state = torch.get_rng_state()  # both see the same random numbers, if they draw any
+        try:
+            with _noting_guides({name: layer for name, (_, layer) in pairs.items()}, guides):
+                actual = _run("the converted model", described, lambda: converted(*call[0], **call[1]))
+        except ConvswapError:
+            _run(type(original).__name__, described, lambda: original(*original_call[0], **original_call[1]))
+            raise  # the original runs on this input
+        torch.set_rng_state(state)
         handles = [
             conv.register_forward_hook(
                 lambda _, args, kwargs, output, n=name, c=conv, new=layer: compare(
@@ -144,15 +160,11 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
             )
             for name, (conv, layer) in pairs.items()
         ]
-        with untouched_randomness():  # both see the same random numbers, if they draw any
-            state = torch.get_rng_state()
-            try:
-                expected = _run(type(original).__name__, described, lambda: original(*args, **kwargs))
-            finally:
-                for handle in handles:
-                    handle.remove()
-            torch.set_rng_state(state)
-            actual = _run("the converted model", described, lambda: converted(*args, **kwargs))
+        try:
+            expected = _run(type(original).__name__, described, lambda: original(*original_call[0], **original_call[1]))
+        finally:
+            for handle in handles:
+                handle.remove()
     difference, relative = _compare_outputs(expected, actual)
     return Verification(
         layers=tuple(checks.values()),
@@ -162,6 +174,27 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
         dtype=str(_dtype(original)).removeprefix("torch."),
         inputs=described,
     )
+
+
+@contextmanager
+def _noting_guides(layers: Mapping[str, nn.Module], guides: dict[str, list[Tensor]]) -> Iterator[None]:
+    """Note what the hypernets that are guided from elsewhere are handed, call by call."""
+
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        guides.setdefault(name, []).append(args[0] if args else kwargs["guide"])
+
+    handles = [
+        layer.hypernet.register_forward_pre_hook(
+            lambda _, args, kwargs, n=name: note(n, args, kwargs), with_kwargs=True
+        )
+        for name, layer in layers.items()
+        if isinstance(layer, HypernetConv2d) and layer.guide is not None
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def require_passed(verification: Verification) -> None:

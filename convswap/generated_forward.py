@@ -1,0 +1,221 @@
+"""Modules whose forward runs the code of edited graphs, and that are otherwise what they were.
+
+The module's class becomes a generated subclass of its own class: ``isinstance``, methods, state-dict keys, copies and
+pickles stay as they are.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import importlib
+import inspect
+import linecache
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from torch import fx, nn
+
+from .errors import ConvswapError, ModelError
+
+_CODE = "_convswap_forward"
+
+FURTHER_INPUTS = "_convswap_further_inputs"
+"""Attribute of graph modules that says which of their inputs are further ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class GraphCode:
+    """A graph as Python code: ``source`` defines ``forward(self, ...)``, with these ``names`` around it."""
+
+    source: str
+    names: Mapping[str, Any]
+    arguments: tuple[str, ...]
+
+    @classmethod
+    def of(cls, graph: fx.Graph, arguments: tuple[str, ...]) -> GraphCode:
+        """The code of ``graph``; ``arguments`` is what its placeholders are given, in words of Python."""
+        code = graph.python_code("self")
+        return cls(code.src, dict(code.globals), arguments)
+
+    def function(self, label: str) -> Any:
+        """The function itself; ``label`` stands for the file in tracebacks."""
+        names = dict(self.names)
+        _execute(self.source, names, label)
+        return names["forward"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = {name: _refer(value) for name, value in self.names.items()}
+        return _code_from, (self.source, names, self.arguments)
+
+
+@dataclass(frozen=True, eq=False)
+class GuidedForward:
+    """How a module's forward was changed.
+
+    Attributes:
+        base: the class that the module had, and its generated class is derived from.
+        routes: of guided layers, by their names relative to the module, the guides, likewise relative.
+        inputs: names of the inputs that forward has been given in addition.
+        evaluation, training: what it runs in either mode.
+    """
+
+    base: type[nn.Module]
+    routes: Mapping[str, str]
+    inputs: tuple[str, ...]
+    evaluation: GraphCode
+    training: GraphCode
+
+    @cached_property
+    def subclass(self) -> type[nn.Module]:
+        """The generated class: named as ``base`` is."""
+        contents = {
+            "__module__": self.base.__module__,
+            "__qualname__": self.base.__qualname__,
+            "__doc__": self.base.__doc__,
+            "__reduce_ex__": _reduce,
+            "forward": self._forward(),
+            _CODE: self,
+        }
+        return type(self.base.__name__, (self.base,), contents)
+
+    def _forward(self) -> Any:
+        """A function with the signature of the base's forward, and the further inputs after it."""
+        label = f"<guided {self.base.__qualname__} {id(self)}>"
+        signature = inspect.signature(self.base.forward)
+        parameters, defaults = _with_inputs(signature, self.inputs)
+        names: dict[str, Any] = {
+            **defaults,
+            "_evaluation": self.evaluation.function(f"{label} evaluation"),
+            "_training": self.training.function(f"{label} training"),
+        }
+        source = (
+            f"def forward({parameters}):\n"
+            "    if self.training:\n"
+            f"        return _training({', '.join(('self', *self.training.arguments))})\n"
+            f"    return _evaluation({', '.join(('self', *self.evaluation.arguments))})\n"
+        )
+        _execute(source, names, label)
+        return names["forward"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GuidedForward, (self.base, self.routes, self.inputs, self.evaluation, self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GuidedForward:
+        return self  # nothing of it changes, and it holds no tensors
+
+
+def guided_forward(module: nn.Module) -> GuidedForward | None:
+    """How the forward of ``module`` was changed, or None if it was not."""
+    return getattr(type(module), _CODE, None)
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class that ``module`` had before its forward was changed."""
+    changed = guided_forward(module)
+    return type(module) if changed is None else changed.base
+
+
+def further_inputs(model: nn.Module) -> tuple[str, ...]:
+    """The names of the inputs that ``model`` has got in addition to those that its class takes."""
+    changed = guided_forward(model)
+    return getattr(model, FURTHER_INPUTS, ()) if changed is None else changed.inputs
+
+
+def _with_inputs(signature: inspect.Signature, inputs: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    """The parameters of a function as Python code, with further required ones, and the names of their defaults.
+
+    Where the last positional one has a default already, the further ones are by keyword only.
+    """
+    kinds = inspect.Parameter
+    given = list(signature.parameters.values())
+    positional = [p for p in given if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    by_keyword = any(p.default is not kinds.empty for p in positional) or any(
+        p.kind == kinds.VAR_POSITIONAL for p in given
+    )
+    kind = kinds.KEYWORD_ONLY if by_keyword else kinds.POSITIONAL_OR_KEYWORD
+    new = [inspect.Parameter(name, kind) for name in inputs]
+    at = next(
+        (i for i, p in enumerate(given) if p.kind == kinds.VAR_KEYWORD or (p.kind > kind and not by_keyword)),
+        len(given),
+    )
+    defaults: dict[str, Any] = {}
+    plain = []
+    for parameter in (*given[:at], *new, *given[at:]):
+        default: Any = parameter.default
+        if default is not kinds.empty:
+            defaults[f"_default_{parameter.name}"] = default
+            default = _Name(f"_default_{parameter.name}")
+        plain.append(parameter.replace(annotation=kinds.empty, default=default))
+    return str(inspect.Signature(plain))[1:-1], defaults
+
+
+class _Name:
+    """Shown in a signature as the name of a variable."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _execute(source: str, names: dict[str, Any], label: str) -> None:
+    linecache.cache[label] = (len(source), None, source.splitlines(keepends=True), label)  # for tracebacks
+    exec(compile(source, label, "exec"), names)
+
+
+def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """As the base class does it, with the generated class made anew."""
+    changed = guided_forward(self)
+    assert changed is not None
+    made: Any = super(changed.subclass, self).__reduce_ex__(protocol)
+    if made[0] is not copyreg.__newobj__ or made[1][0] is not type(self):  # type: ignore[attr-defined]
+        raise ModelError(
+            f"{changed.base.__name__} pickles and copies itself in its own way (__reduce__), which does not know of "
+            "guides: use convswap.save and convswap.load"
+        )
+    return _new, (changed, *made[1][1:]), *made[2:]
+
+
+def _new(changed: GuidedForward, *arguments: Any) -> nn.Module:
+    made: nn.Module = changed.subclass.__new__(changed.subclass, *arguments)
+    return made
+
+
+def _refer(value: Any) -> Any:
+    """What stands in a pickle for a value that code refers to: modules and functions by their names."""
+    if isinstance(value, ModuleType):
+        return _Reference(value.__name__, "")
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if isinstance(module, str) and isinstance(name, str):
+        for candidate in (_Reference(module, name), _Reference("torch.nn.functional", name.rpartition(".")[2])):
+            if candidate.found() is value:
+                return candidate
+    return value
+
+
+@dataclass(frozen=True)
+class _Reference:
+    module: str
+    name: str
+
+    def found(self) -> Any:
+        try:
+            value: Any = importlib.import_module(self.module)
+            for part in self.name.split(".") if self.name else ():
+                value = getattr(value, part)
+        except (ImportError, AttributeError):
+            return None
+        return value
+
+
+def _code_from(source: str, names: Mapping[str, Any], arguments: tuple[str, ...]) -> GraphCode:
+    found = {}
+    for name, value in names.items():
+        found[name] = value.found() if isinstance(value, _Reference) else value
+        if found[name] is None:
+            raise ConvswapError(f"the pickled model uses {value.module}.{value.name}, which is not there")
+    return GraphCode(source, found, arguments)
