@@ -4,6 +4,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# As many processes as there are cores, but no more than 8, as one may take 3 GB.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+# Left out where kernels are off: these set CONVSWAP_KERNELS themselves, or have nothing to do with it.
+SAME := $(addprefix --deselect tests/layers/,ops/test_build.py ops/test_load.py test_dcls_sharded.py)
 
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -16,8 +20,9 @@ demo: $(INSTALLED)
 
 # What has kernels is tested twice: on the plain PyTorch forms, and with the compiled kernels.
 test: check
-	CONVSWAP_KERNELS=off $(BIN)/python -m pytest tests/layers/ops tests/layers/test_dcls*.py tests/layers/test_large*.py
-	$(BIN)/python -m pytest
+	CONVSWAP_KERNELS=off $(PYTEST) tests/layers/ops tests/layers/test_dcls*.py tests/layers/test_large*.py \
+		tests/layers/test_guided*.py $(SAME)
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -99,6 +99,7 @@ void run_weight_grad(const Geometry& g, int64_t batch, int64_t channels, int64_t
   const Tasks tasks(batch, channels, multiple, g.out_height, band_rows(g, g.out_height, sizeof(T)));
   const SheetLayout layout(g, tasks.rows + g.last_shift());
   const int64_t taps = g.taps(), pixels = g.out_pixels();
+  const bool large = batch * channels * multiple * taps * pixels * static_cast<int64_t>(sizeof(S)) >= LARGE_BYTES;
   torch::stable::parallel_for(0, tasks.count, grain(tasks.rows * g.out_width * taps * multiple),
                               [&](int64_t begin, int64_t end) {
     const Scratch<T> sheets(layout.size()), scratch(std::is_same_v<S, T> ? 0 : tasks.rows * g.out_width);
@@ -112,7 +113,7 @@ void run_weight_grad(const Geometry& g, int64_t batch, int64_t channels, int64_t
           targets[t] = {out + (o * taps + t) * pixels + first, tap_pixels<T>(layout, sheets.get(), t)};
         }
         const T* own = computed(grad + o * pixels + first, length, scratch.get());
-        run_at_best_level<SpreadProducts>(own, static_cast<const Target<S>*>(targets.data()), taps, length);
+        run_at_best_level<SpreadProducts>(own, static_cast<const Target<S>*>(targets.data()), taps, length, large);
       }
     }
   });

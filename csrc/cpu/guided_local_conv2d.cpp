@@ -131,6 +131,7 @@ void run_weight_grad(const Geometry& g, const Channels& c, const S* grad, const 
   const int64_t rows = band_rows(g, g.out_height, sizeof(T)), bands = (g.out_height + rows - 1) / rows;
   const SheetLayout layout(g, rows + g.last_shift());
   const int64_t taps = g.taps(), pixels = g.out_pixels(), most = rows * g.out_width;
+  const bool large = c.batch * c.inputs * g.taps() * c.all_outputs() * pixels * static_cast<int64_t>(sizeof(S)) >= LARGE_BYTES;
   torch::stable::parallel_for(0, c.batch * c.all_inputs() * bands, grain(most * taps * c.outputs),
                               [&](int64_t begin, int64_t end) {
     const Scratch<T> sheets(layout.size()), scratch(std::is_same_v<S, T> ? 0 : most);
@@ -146,7 +147,7 @@ void run_weight_grad(const Geometry& g, const Channels& c, const S* grad, const 
           targets[t] = {kernels + t * steps.tap + o * steps.output, tap_pixels<T>(layout, sheets.get(), t)};
         }
         const T* own = computed(grad + (sample * c.all_outputs() + o) * pixels + first, length, scratch.get());
-        run_at_best_level<SpreadProducts>(own, static_cast<const Target<S>*>(targets.data()), taps, length);
+        run_at_best_level<SpreadProducts>(own, static_cast<const Target<S>*>(targets.data()), taps, length, large);
       }
     }
   });

@@ -59,8 +59,34 @@ CONVSWAP_INLINE ComputedVec<BYTES, S> widened(const S* from) {
   }
 }
 
+// Past the caches, which what is written and not read soon would empty of all else. `to` is aligned to the vector.
+template <typename V, typename T>
+CONVSWAP_INLINE void store_past_caches(T* to, V value) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  // No intrinsics: they are inlined into functions of their own instruction set alone.
+  if constexpr (sizeof(V) == 64) {
+    asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "v"(value));
+    return;
+  } else if constexpr (sizeof(V) == 32) {
+    asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "x"(value));
+    return;
+  } else if constexpr (sizeof(V) == 16) {
+    asm("movntps %1, %0" : "=m"(*reinterpret_cast<V*>(to)) : "x"(value));
+    return;
+  }
+#endif
+  store(to, value);
+}
+
+// After the last of these, before another thread reads what they stored.
+CONVSWAP_INLINE void finish_stores_past_caches() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  asm volatile("sfence" ::: "memory");
+#endif
+}
+
 // Rounded to the nearest number of the storage type, to the even one of two.
-template <int BYTES, typename S>
+template <int BYTES, bool PAST_CACHES = false, typename S>
 CONVSWAP_INLINE void put(S* to, ComputedVec<BYTES, S> value) {
   if constexpr (sizeof(S) == 2) {
     using V = ComputedVec<BYTES, S>;
@@ -78,7 +104,11 @@ CONVSWAP_INLINE void put(S* to, ComputedVec<BYTES, S> value) {
       const Word finite = choose(size < 0x38800000u, small, normal);
       found = choose(value == value, finite, Word{} + 0x7e00u) | (bits >> 16 & 0x8000u);
     }
-    store(to, __builtin_convertvector(found, Vec<uint16_t, BYTES / 2>));
+    const auto narrow = __builtin_convertvector(found, Vec<uint16_t, BYTES / 2>);
+    if constexpr (PAST_CACHES) store_past_caches(to, narrow);
+    else store(to, narrow);
+  } else if constexpr (PAST_CACHES) {
+    store_past_caches(to, value);
   } else {
     store(to, value);
   }

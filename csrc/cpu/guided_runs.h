@@ -26,6 +26,9 @@ struct Target {
 constexpr int64_t MOST_RUNS = 16;
 constexpr int64_t VECTORS_AT_ONCE = 4;
 
+// Bytes of a result from which on it is large.
+constexpr int64_t LARGE_BYTES = 1 << 23;
+
 template <int BYTES, int N, typename S>
 CONVSWAP_INLINE void sum_block(const Term<S>* terms, int64_t count, int64_t at, ComputedVec<BYTES, S> (&sums)[N]) {
   for (int64_t k = 0; k < count; ++k) {
@@ -87,10 +90,24 @@ struct SumProducts {
   }
 };
 
-// weight[p] = grad[p] * pixels[p] for each target.
+// weight[p] = grad[p] * pixels[p] for each target. What is `large` would not stay in the caches until it is read.
 struct SpreadProducts {
   template <int BYTES, typename S>
-  static CONVSWAP_INLINE void run(const Computed<S>* grad, const Target<S>* targets, int64_t count, int64_t length) {
+  static CONVSWAP_INLINE void run(const Computed<S>* grad, const Target<S>* targets, int64_t count, int64_t length,
+                                  bool large) {
+    constexpr int64_t L = LANES<BYTES, S>;
+    bool aligned = true;
+    for (int64_t k = 0; k < count; ++k) aligned &= reinterpret_cast<uintptr_t>(targets[k].weight) % (L * sizeof(S)) == 0;
+    if (large && aligned) {
+      blocks<BYTES, true>(grad, targets, count, length);
+      finish_stores_past_caches();
+    } else {
+      blocks<BYTES, false>(grad, targets, count, length);
+    }
+  }
+
+  template <int BYTES, bool PAST_CACHES, typename S>
+  static CONVSWAP_INLINE void blocks(const Computed<S>* grad, const Target<S>* targets, int64_t count, int64_t length) {
     constexpr int64_t L = LANES<BYTES, S>, N = VECTORS_AT_ONCE;
     if (length < L) {
       for (int64_t k = 0; k < count; ++k) {
@@ -99,12 +116,12 @@ struct SpreadProducts {
       return;
     }
     int64_t p = 0;
-    for (; p + N * L <= length; p += N * L) block<BYTES, N>(grad, targets, count, p);
-    for (; p + L <= length; p += L) block<BYTES, 1>(grad, targets, count, p);
-    if (p < length) block<BYTES, 1>(grad, targets, count, length - L);
+    for (; p + N * L <= length; p += N * L) block<BYTES, N, PAST_CACHES>(grad, targets, count, p);
+    for (; p + L <= length; p += L) block<BYTES, 1, PAST_CACHES>(grad, targets, count, p);
+    if (p < length) block<BYTES, 1, false>(grad, targets, count, length - L);
   }
 
-  template <int BYTES, int N, typename S>
+  template <int BYTES, int N, bool PAST_CACHES, typename S>
   static CONVSWAP_INLINE void block(const Computed<S>* grad, const Target<S>* targets, int64_t count, int64_t at) {
     using V = ComputedVec<BYTES, S>;
     constexpr int64_t L = LANES<BYTES, S>;
@@ -114,7 +131,7 @@ struct SpreadProducts {
     for (int64_t k = 0; k < count; ++k) {
 #pragma GCC unroll 8
       for (int u = 0; u < N; ++u) {
-        put<BYTES>(targets[k].weight + at + u * L, own[u] * load<V>(targets[k].pixels + at + u * L));
+        put<BYTES, PAST_CACHES>(targets[k].weight + at + u * L, own[u] * load<V>(targets[k].pixels + at + u * L));
       }
     }
   }

@@ -52,6 +52,20 @@ def assert_all_near(case, dtype=torch.float32, seed=0):
             assert format_of(image) == format_of(like)
 
 
+@pytest.mark.parametrize("width", [16, 17], ids=["aligned rows", "others"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@each
+def test_results_that_the_caches_do_not_hold(local, dtype, width):
+    """From 8 MiB on, weight gradients are stored past the caches where they are aligned."""
+    channels = 2**23 // (9 * 32 * width * dtype.itemsize) + 1
+    if local:
+        channels = int(channels**0.5) + 1
+    assert_all_near(
+        Case(1, 1 if local else None, channels, channels if local else 1, (32, width), (3, 3), padding=(1, 1, 1, 1)),
+        dtype,
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @each
 @given(data=st.data(), seed=st.integers(0, 2**31 - 1))
