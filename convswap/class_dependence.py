@@ -63,5 +63,5 @@ class _StandIn(ConvLayer):
         self._parameters = conv._parameters
 
 
-def _outlines(regions: list[TracedRegion]) -> list[tuple[str, list[list[tuple[str, str]]], list[str]]]:
+def _outlines(regions: list[TracedRegion]) -> list[tuple[str, list[list[tuple[str, ...]]], list[str]]]:
     return [(r.name, [outline(graph) for graph in r.graphs()], list(r.failures)) for r in regions]

@@ -98,7 +98,7 @@ def convert_(
     put_in_place(model, layers)
     try:
         route_guides(model)
-    except ConvswapError:
+    except Exception:
         undo(model, the_plan.steps, layers)
         raise
     attach_report(model, report)

@@ -16,6 +16,8 @@ from .carried_report import attach_report
 from .checkpoint import match_precision, mismatches
 from .convert import recipe_steps, undo
 from .errors import ConvswapError, FileError
+from .generated_forward import guided_forward
+from .guide_nodes import further_input, is_node
 from .replacing import put_in_place
 from .report import Report, report
 from .rewrite import build_layers
@@ -66,6 +68,7 @@ def save(
     import safetensors.torch
 
     made = report(model)
+    _check_parts(model)
     if source is not None and not isinstance(source, Source):
         source = parse_source(source, source_args)
     if source is None:
@@ -133,7 +136,7 @@ def load(
         raise FileError(f"{path} does not fit the architecture {type(model).__name__}:\n{lines}")
     try:
         route_guides(model)
-    except ConvswapError:
+    except Exception:
         undo(model, steps, layers)
         raise
     _separate(model, state)
@@ -141,6 +144,23 @@ def load(
     model.load_state_dict(state)
     attach_report(model, info.report.with_groups_of(steps))
     return model
+
+
+def _check_parts(model: nn.Module) -> None:
+    """Make sure that the guides in parts that were converted on their own have names in the whole model.
+
+    Raises:
+        FileError: naming one that has none.
+    """
+    for name, part in model.named_modules():
+        changed = guided_forward(part) if name else None
+        for layer, guide in () if changed is None else changed.routes.items():
+            if is_node(part, guide) or further_input(guide) is not None:
+                what = "an input of that part" if further_input(guide) is not None else "a node of that part's graph"
+                raise FileError(
+                    f"{name}.{layer} is guided by {guide!r}, {what}, which has no name in {type(model).__name__}: save "
+                    f"{name!r} alone, or convert {type(model).__name__} as a whole"
+                )
 
 
 def is_converted_file(path: Path) -> bool:

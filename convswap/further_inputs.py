@@ -38,9 +38,9 @@ def with_further_inputs(model: nn.Module, call: Call, generator: torch.Generator
     return args, {**kwargs, **drawn}
 
 
-def without_further_inputs(model: nn.Module, call: Call) -> Call:
-    """``call`` of a guided ``model`` as its original takes it, which has not the further inputs."""
-    names = further_inputs(model)
+def without_further_inputs(model: nn.Module, call: Call, original: nn.Module) -> Call:
+    """``call`` of a guided ``model`` as its ``original`` takes it, which has not all of the further inputs."""
+    names = set(further_inputs(model)) - set(further_inputs(original))
     bound = _bound(model, call)
     if not any(name in bound for name in names):
         return call

@@ -9,7 +9,11 @@ from __future__ import annotations
 import copyreg
 import importlib
 import inspect
+import keyword
 import linecache
+import re
+import types
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +27,9 @@ from .errors import ConvswapError, ModelError
 _CODE = "_convswap_forward"
 
 FURTHER_INPUTS = "_convswap_further_inputs"
-"""Attribute of graph modules that says which of their inputs are further ones."""
+"""Where the ``meta`` of graph modules says which of their inputs are further ones."""
+
+_EVALUATION, _TRAINING = "_convswap_evaluation", "_convswap_training"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +42,16 @@ class GraphCode:
 
     @classmethod
     def of(cls, graph: fx.Graph, arguments: tuple[str, ...]) -> GraphCode:
-        """The code of ``graph``; ``arguments`` is what its placeholders are given, in words of Python."""
+        """The code of ``graph``; ``arguments`` is what its placeholders are given, in words of Python.
+
+        Raises:
+            ModelError: if a module has a name that cannot be written in code, or an argument one that the code has.
+        """
+        check_names(graph)
         code = graph.python_code("self")
+        for name in ("self", *code.globals):
+            if name in arguments:
+                raise ModelError(f"an input of the model is called {name!r}, which its code needs for something else")
         return cls(code.src, dict(code.globals), arguments)
 
     def function(self, label: str) -> Any:
@@ -70,7 +84,11 @@ class GuidedForward:
 
     @cached_property
     def subclass(self) -> type[nn.Module]:
-        """The generated class: named as ``base`` is."""
+        """The generated class: named as ``base`` is.
+
+        Raises:
+            ModelError: if there cannot be one.
+        """
         contents = {
             "__module__": self.base.__module__,
             "__qualname__": self.base.__qualname__,
@@ -79,23 +97,29 @@ class GuidedForward:
             "forward": self._forward(),
             _CODE: self,
         }
-        return type(self.base.__name__, (self.base,), contents)
+        try:
+            return types.new_class(self.base.__name__, (self.base,), exec_body=lambda space: space.update(contents))
+        except Exception as error:  # whatever the class's own code, or its metaclass's, asks for
+            raise ModelError(
+                f"no class can be derived from {self.base.__name__} to hand guides in ({type(error).__name__}: {error})"
+            ) from error
 
     def _forward(self) -> Any:
         """A function with the signature of the base's forward, and the further inputs after it."""
-        label = f"<guided {self.base.__qualname__} {id(self)}>"
+        label = f"guided {self.base.__qualname__}"
         signature = inspect.signature(self.base.forward)
+        own = next(iter(signature.parameters))  # usually self
         parameters, defaults = _with_inputs(signature, self.inputs)
         names: dict[str, Any] = {
             **defaults,
-            "_evaluation": self.evaluation.function(f"{label} evaluation"),
-            "_training": self.training.function(f"{label} training"),
+            _EVALUATION: self.evaluation.function(f"{label}, evaluation"),
+            _TRAINING: self.training.function(f"{label}, training"),
         }
         source = (
             f"def forward({parameters}):\n"
-            "    if self.training:\n"
-            f"        return _training({', '.join(('self', *self.training.arguments))})\n"
-            f"    return _evaluation({', '.join(('self', *self.evaluation.arguments))})\n"
+            f"    if {own}.training:\n"
+            f"        return {_TRAINING}({', '.join((own, *self.training.arguments))})\n"
+            f"    return {_EVALUATION}({', '.join((own, *self.evaluation.arguments))})\n"
         )
         _execute(source, names, label)
         return names["forward"]
@@ -105,6 +129,23 @@ class GuidedForward:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GuidedForward:
         return self  # nothing of it changes, and it holds no tensors
+
+
+def check_names(graph: fx.Graph) -> None:
+    """Make sure that the names of modules and tensors that ``graph`` refers to can be written in Python code.
+
+    Raises:
+        ModelError: naming one that cannot.
+    """
+    for node in graph.nodes:
+        for name in str(node.target).split(".") if node.op in ("call_module", "get_attr") else ():
+            if keyword.iskeyword(name) or not (name.isidentifier() or _PLAIN_NAME.fullmatch(name)):
+                raise ModelError(
+                    f"the name {name!r} in {node.target!r} cannot be written in the code of a graph: rename that module"
+                )
+
+
+_PLAIN_NAME = re.compile(r"[\w \-/:+]*")
 
 
 def guided_forward(module: nn.Module) -> GuidedForward | None:
@@ -121,7 +162,9 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 def further_inputs(model: nn.Module) -> tuple[str, ...]:
     """The names of the inputs that ``model`` has got in addition to those that its class takes."""
     changed = guided_forward(model)
-    return getattr(model, FURTHER_INPUTS, ()) if changed is None else changed.inputs
+    if changed is not None:
+        return changed.inputs
+    return tuple(model.meta.get(FURTHER_INPUTS, ())) if isinstance(model, fx.GraphModule) else ()
 
 
 def _with_inputs(signature: inspect.Signature, inputs: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
@@ -146,8 +189,9 @@ def _with_inputs(signature: inspect.Signature, inputs: tuple[str, ...]) -> tuple
     for parameter in (*given[:at], *new, *given[at:]):
         default: Any = parameter.default
         if default is not kinds.empty:
-            defaults[f"_default_{parameter.name}"] = default
-            default = _Name(f"_default_{parameter.name}")
+            name = f"_convswap_default_{parameter.name}"
+            defaults[name] = default
+            default = _Name(name)
         plain.append(parameter.replace(annotation=kinds.empty, default=default))
     return str(inspect.Signature(plain))[1:-1], defaults
 
@@ -163,14 +207,20 @@ class _Name:
 
 
 def _execute(source: str, names: dict[str, Any], label: str) -> None:
-    linecache.cache[label] = (len(source), None, source.splitlines(keepends=True), label)  # for tracebacks
-    exec(compile(source, label, "exec"), names)
+    file = f"<{label}, {zlib.crc32(source.encode()):08x}>"  # one for all conversions that make the same
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for tracebacks
+    exec(compile(source, file, "exec"), names)
 
 
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """As the base class does it, with the generated class made anew."""
     changed = guided_forward(self)
     assert changed is not None
+    if type(self) is not changed.subclass:
+        raise ModelError(
+            f"the class of {changed.base.__name__} was changed after it was converted, to {type(self).__name__}: undo "
+            "that before copying or pickling"
+        )
     made: Any = super(changed.subclass, self).__reduce_ex__(protocol)
     if made[0] is not copyreg.__newobj__ or made[1][0] is not type(self):  # type: ignore[attr-defined]
         raise ModelError(

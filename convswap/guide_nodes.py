@@ -5,10 +5,10 @@ from __future__ import annotations
 import keyword
 from collections.abc import Iterator
 
-from torch import fx
+from torch import fx, nn
 
 from .errors import GuideError
-from .regions import INPUT_OF, OUTPUT_OF
+from .tracer import INPUT_OF, OUTPUT_OF
 
 MODEL_INPUT = "input"
 FURTHER_INPUT = "input:"
@@ -27,8 +27,11 @@ def check_guide(guide: str) -> None:
         ValueError: if it names no input, module or node.
     """
     name = further_input(guide)
-    if name is not None and (not name.isidentifier() or keyword.iskeyword(name) or name == "self"):
-        raise ValueError(f"guide must name an input of the model as in 'input:depth', got {guide!r}")
+    if name is not None and not _can_be_argument(name):
+        raise ValueError(
+            f"guide must name an input of the model as in 'input:depth', got {guide!r}: the name must be one for a "
+            "Python variable, of plain letters, and not begin with an underscore"
+        )
     if not guide.strip():
         raise ValueError(f"guide must be 'input', 'input:<name>' or the name of a module or node, got {guide!r}")
 
@@ -45,6 +48,30 @@ def guide_in_whole(guide: str, part: str) -> str:
     if not part or further_input(guide) is not None:
         return guide
     return f"{part}{INPUT_OF_MODULE}" if guide == MODEL_INPUT else f"{part}.{guide}"
+
+
+def _can_be_argument(name: str) -> bool:
+    plain = name.isidentifier() and name.isascii() and not name.startswith("_") and not keyword.iskeyword(name)
+    return plain and name not in _NAMES_IN_CODE
+
+
+_NAMES_IN_CODE = ("self", "torch", "inf", "nan", "device", "NoneType", "fx_pytree", "pytree")
+
+
+def first_name(model: nn.Module, guide: str) -> str:
+    """``guide`` with the first name of the module in it, by which graphs call it, where it has several."""
+    ending = INPUT_OF_MODULE if guide.endswith(INPUT_OF_MODULE) else ""
+    module = guide.removesuffix(INPUT_OF_MODULE)
+    found = dict(model.named_modules(remove_duplicate=False)).get(module)
+    names = (name for name, other in model.named_modules() if found is not None and other is found)
+    return next(names, module) + ending
+
+
+def is_node(model: nn.Module, guide: str) -> bool:
+    """Whether ``guide`` is the name of a node, and not of an input or a module."""
+    if guide == MODEL_INPUT or further_input(guide) is not None:
+        return False
+    return guide.removesuffix(INPUT_OF_MODULE) not in dict(model.named_modules(remove_duplicate=False))
 
 
 def guide_node(graph: fx.Graph, call: fx.Node, guide: str) -> fx.Node | None:
@@ -64,7 +91,10 @@ def guide_node(graph: fx.Graph, call: fx.Node, guide: str) -> fx.Node | None:
     inputs = placeholders(graph)
     wanted = further_input(guide)
     if wanted is not None:
-        return next((node for node in inputs if node.target == wanted), None)
+        found_input = next((node for node in inputs if str(node.target).lstrip("*") == wanted), None)
+        if found_input is not None and (found_input.args or str(found_input.target).startswith("*")):
+            raise GuideError(f"its guide {guide!r} is an argument with a default, or one for several values")
+        return found_input
     if guide == MODEL_INPUT:
         if not inputs:
             raise GuideError("the network has no input")
@@ -106,13 +136,16 @@ def depends_on(node: fx.Node, other: fx.Node) -> bool:
     return False
 
 
-def _instead(graph: fx.Graph, call: fx.Node, most: int = 6) -> str:
-    """In words, modules whose values could be used: the outermost ones first, of those the nearest."""
+def usable(graph: fx.Graph, call: fx.Node, most: int = 6) -> list[str]:
+    """Names of modules whose values are there before ``call``: the outermost ones first, of those the nearest."""
     names: dict[str, int] = {}
     for place, node in enumerate(graph.nodes):
         if node is call:
             break
         for name in node.meta.get(OUTPUT_OF, ()):
             names[name] = place
-    best = sorted(names, key=lambda name: (name.count("."), -names[name]))[:most]
-    return f": {', '.join((*(repr(name) for name in best), repr(MODEL_INPUT)))} could be used"
+    return sorted(names, key=lambda name: (name.count("."), -names[name]))[:most]
+
+
+def _instead(graph: fx.Graph, call: fx.Node) -> str:
+    return f": {', '.join(map(repr, (*usable(graph, call), MODEL_INPUT)))} could be used"

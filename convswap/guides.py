@@ -15,14 +15,26 @@ from torch.utils._pytree import tree_map_only
 
 from .errors import ConvswapError, GuideError, OptionError, did_you_mean
 from .further_inputs import Call, with_further_inputs
-from .guide_nodes import MODEL_INPUT, check_guide, further_input, guide_in_part, guide_node, names_of, placeholders
+from .generated_forward import check_names
+from .guide_nodes import (
+    MODEL_INPUT,
+    check_guide,
+    first_name,
+    further_input,
+    guide_in_part,
+    guide_node,
+    names_of,
+    placeholders,
+    usable,
+)
 from .inputs import ExampleInputs, as_call, default_input_shape, is_shape, make_inputs
 from .regions import TracedRegion
 from .routing import routed_parts
 from .sites import ConvSite
 from .throwaway import cleared_caches, throwaway_copy, untouched_randomness
+from .tracer import opaque_modules
 
-Shapes = dict[fx.Node, tuple[int, ...]]
+Values = dict[fx.Node, Any]
 
 
 class Guides:
@@ -45,34 +57,63 @@ class Guides:
         if site.module is self._model:
             raise GuideError("the model is this convolution alone: it has no other guide than its own input")
         within_whole = guide == MODEL_INPUT or further_input(guide) is not None
+        guide = first_name(self._model, guide)
         if not within_whole:
             self._check_name(guide)
+        elif guide == MODEL_INPUT and hasattr(self._model, MODEL_INPUT):
+            raise GuideError(f"its guide {guide!r} could be the model's input or its module of that name: rename that")
         region = self._region_of(site)
+        if region.half is not None:
+            raise GuideError(f"{region.half}, so no guide can be routed in it")
         if within_whole and region.name:
             raise GuideError(
                 f"its guide is {guide!r}, which can be routed within the whole model's graph only, and it lies in "
-                f"{region.name!r}, which is traced on its own"
+                f"{region.name!r}, which is traced on its own{self._instead(site, region)}"
             )
         found: set[int | None] = set()
         for graph in region.graphs():
+            check_names(graph)
             for call in self._calls(site, region, graph):
                 node = guide_node(graph, call, self._relative(guide, site, region))
-                shape = None if node is None else self._shapes.get(node)
-                if shape is not None and len(shape) not in (2, 4):
-                    raise GuideError(f"its guide {guide!r} has shape {shape}, and not (batch, channels, height, width)")
-                found.add(None if shape is None else shape[1])
+                found.add(None if node is None else self._channels(guide, node, call))
         known = found - {None}
         if len(known) > 1:
             raise GuideError(f"its guide {guide!r} has not always the same channels: {sorted(map(str, known))}")
         return next(iter(known), None)
+
+    def _channels(self, guide: str, node: fx.Node, call: fx.Node) -> int | None:
+        value, read = self._values.get(node), self._values.get(call.all_input_nodes[0])
+        if value is None:
+            return None
+        if not isinstance(value, Tensor):
+            raise GuideError(f"its guide {guide!r} gives a {type(value).__name__}, and no tensor")
+        if value.dim() not in (2, 4):
+            raise GuideError(
+                f"its guide {guide!r} has shape {tuple(value.shape)}, and not (batch, channels, height, width)"
+            )
+        if not value.is_floating_point():
+            raise GuideError(f"its guide {guide!r} is of {value.dtype}, which hypernets cannot read")
+        if isinstance(read, Tensor) and read.dim() == 4 and read.shape[0] != value.shape[0]:
+            raise GuideError(f"its guide {guide!r} is for {value.shape[0]} samples where its input is {read.shape[0]}")
+        return value.shape[1]
 
     def _relative(self, guide: str, site: ConvSite, region: TracedRegion) -> str:
         relative = guide_in_part(guide, region.name)
         known = {name for graph in region.graphs() for name in _names(graph)}
         if further_input(guide) is None and guide != MODEL_INPUT and relative not in known:
             others = [other.name or "the model" for other in self._regions if guide in _qualified(other)]
-            raise GuideError(f"its guide {guide!r} lies in another traced part of the model ({', '.join(others)})")
+            raise GuideError(
+                f"its guide {guide!r} lies in another traced part of the model "
+                f"({', '.join(others)}){self._instead(site, region)}"
+            )
         return relative
+
+    def _instead(self, site: ConvSite, region: TracedRegion) -> str:
+        call = next(self._calls(site, region, region.evaluation), None)
+        if call is None:
+            return ""
+        names = [f"{region.name}.{name}" if region.name else name for name in usable(region.evaluation, call)]
+        return f": {', '.join(map(repr, names))} could be used" if names else ""
 
     def _check_name(self, guide: str) -> None:
         known = {name for region in self._regions for name in _qualified(region)}
@@ -100,25 +141,25 @@ class Guides:
         return self._traced[0]
 
     @property
-    def _shapes(self) -> Shapes:
+    def _values(self) -> Values:
         return self._traced[1]
 
     @cached_property
-    def _traced(self) -> tuple[list[TracedRegion], Shapes]:
+    def _traced(self) -> tuple[list[TracedRegion], Values]:
         model, inputs = self._model, self._example_inputs
         with untouched_randomness(), cleared_caches(model):
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             copied = throwaway_copy(model, mode)
-            regions = [part.region for part in routed_parts(copied, everything=True)]
+            regions = [part.region for part in routed_parts(copied, opaque_modules(model), everything=True)]
             if inputs is None:
                 inputs = default_input_shape(model)
-            shapes: Shapes = {}
+            values: Values = {}
             for training in (False, True):
                 if inputs is not None and (not training or any(region.training for region in regions)):
                     batch = make_inputs(model, inputs, batch=2) if is_shape(inputs) else inputs
                     call = with_further_inputs(model, as_call(batch))
-                    _find_shapes(copied, regions, _by_name(model, call), mode, training, shapes)
-        return regions, shapes
+                    _find_values(copied, regions, _by_name(model, call), mode, training, values)
+        return regions, values
 
 
 def _by_name(model: nn.Module, call: Call) -> Call:
@@ -131,22 +172,24 @@ def _by_name(model: nn.Module, call: Call) -> Call:
 
 def _names(graph: fx.Graph) -> Iterator[str]:
     for node in graph.nodes:
-        yield node.name
+        if node.op not in ("output", "get_attr"):
+            yield node.name
         yield from names_of(node)
 
 
 def _qualified(region: TracedRegion) -> Iterator[str]:
     for graph in region.graphs():
         for node in graph.nodes:
-            yield node.name
+            if node.op not in ("output", "get_attr"):
+                yield node.name
             for name in names_of(node):
                 yield ".".join(filter(None, (region.name, name)))
 
 
-def _find_shapes(
-    model: nn.Module, regions: list[TracedRegion], call: tuple[Any, Any], mode: Any, training: bool, shapes: Shapes
+def _find_values(
+    model: nn.Module, regions: list[TracedRegion], call: tuple[Any, Any], mode: Any, training: bool, values: Values
 ) -> None:
-    """Add the shapes of the tensors in the graphs of one mode, as far as a pass over fake tensors gets."""
+    """Add the values in the graphs of one mode, as far as a pass over fake tensors gets."""
     args, kwargs = tree_map_only(Tensor, mode.from_tensor, call)
     model.train(training)
     runs: list[tuple[fx.Graph, nn.Module, Any]] = []
@@ -162,7 +205,7 @@ def _find_shapes(
                     model(*args, **kwargs)
         for graph, root, (given, named) in runs:
             with _suppressed():
-                _Shapes(root, graph, shapes).run(*_placeholder_values(graph, root, given, named))
+                _Values(root, graph, values).run(*_placeholder_values(graph, root, given, named))
 
 
 def _of_mode(region: TracedRegion, training: bool) -> fx.Graph:
@@ -205,18 +248,16 @@ def _placeholder_values(graph: fx.Graph, root: nn.Module, args: Any, kwargs: Any
     return [values[name] for name in names if not name.startswith("*")]
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shapes of its tensors."""
+class _Values(fx.Interpreter):
+    """Runs a graph and notes the values of its nodes."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, shapes: Shapes) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, values: Values) -> None:
         super().__init__(root, graph=graph, garbage_collect_values=False)
-        self.shapes = shapes
+        self.values = values
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.shapes[n] = tuple(value.shape)
-        return value
+        self.values[n] = super().run_node(n)
+        return self.values[n]
 
 
 @contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,39 +15,44 @@ from torch import fx, nn
 
 from .conv_classes import CONVS
 from .layers import ConvLayer
-
-OUTPUT_OF, INPUT_OF = "convswap_output_of", "convswap_input_of"
-"""Where the ``meta`` of a node names the modules, traced through or not, that return its value, or are given it."""
+from .tracer import OUTPUT_OF, ConvTracer, FaithfulTracer
 
 
 @dataclass
 class TracedRegion:
-    """A part of a model and its graphs; ``training`` is None where it does not differ from ``evaluation``."""
+    """A part of a model and its graphs.
+
+    Attributes:
+        name: qualified name of its root.
+        evaluation: its graph in evaluation mode.
+        training: that in training mode; None where it is the same, or where only one mode can be traced.
+        failures: modules that became leaves because they cannot be traced, and why.
+        half: what to say of it if only one mode can be traced, whose graph is ``evaluation`` then; else None.
+    """
 
     name: str
     evaluation: fx.Graph
     training: fx.Graph | None
     failures: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """Whether it is the whole model."""
-        return not self.name and not self.failures
+    half: str | None = None
 
     def graphs(self) -> tuple[fx.Graph, ...]:
         """The graphs of both modes, evaluation first."""
         return (self.evaluation,) if self.training is None else (self.evaluation, self.training)
 
 
-def trace_regions(model: nn.Module, through: type[nn.Module] | tuple[()] = ()) -> list[TracedRegion]:
+def trace_regions(
+    model: nn.Module, through: type[nn.Module] | tuple[()] = (), opaque: Mapping[str, str] | None = None
+) -> list[TracedRegion]:
     """Trace ``model``, a throwaway copy, in regions.
 
     Every module without convolutions is a leaf, and so is every convolution: what happens inside attention, norms and
     losses never matters. A module whose own code cannot be traced becomes a leaf of the graph around it, and its
     children are regions of their own. Both modes are traced, because some models run heads in training mode only.
-    Layers of ours of the kind ``through`` are no leaves, but their parts are.
+    Layers of ours of the kind ``through`` are no leaves, but their parts are. With ``opaque``, see `opaque_modules`,
+    the graphs are such that they can be run in the place of the code.
     """
-    return list(_trace_below("", model, _modules_with_convs(model, through)))
+    return list(_trace_below("", model, _modules_with_convs(model, through), opaque))
 
 
 def is_leaf_kind(module: nn.Module) -> bool:
@@ -72,52 +78,65 @@ def _modules_with_convs(model: nn.Module, through: type[nn.Module] | tuple[()]) 
     return holding
 
 
-def _trace_below(name: str, module: nn.Module, holding: set[int]) -> Iterator[TracedRegion]:
+def _trace_below(
+    name: str, module: nn.Module, holding: set[int], opaque: Mapping[str, str] | None
+) -> Iterator[TracedRegion]:
     """The region that ``module`` is the root of, and those below what could not be traced in it."""
     if is_leaf_kind(module) and id(module) not in holding:
         yield _single_call(name, module)
         return
     if id(module) not in holding:
         return
-    region = _trace_region(name, module, holding)
+    region = _trace_region(name, module, holding, opaque)
     if region is None:
         for child_name, child in module.named_children():
-            yield from _trace_below(_join(name, child_name), child, holding)
+            yield from _trace_below(_join(name, child_name), child, holding, opaque)
         return
     yield region
     for failed in region.failures:
         inner = module.get_submodule(failed)
         for child_name, child in inner.named_children():
-            yield from _trace_below(_join(name, f"{failed}.{child_name}"), child, holding)
+            yield from _trace_below(_join(name, f"{failed}.{child_name}"), child, holding, opaque)
 
 
-def _trace_region(name: str, module: nn.Module, holding: set[int]) -> TracedRegion | None:
+def _trace_region(
+    name: str, module: nn.Module, holding: set[int], opaque: Mapping[str, str] | None
+) -> TracedRegion | None:
     was_training = {id(part): part.training for part in module.modules()}
     failures: dict[str, str] = {}
+    if opaque is not None:
+        prefix = f"{name}." if name else ""
+        opaque = {inner.removeprefix(prefix): why for inner, why in opaque.items() if inner.startswith(prefix)}
     try:
         module.eval()
-        evaluation = _trace(module, holding, failures)
+        evaluation = _trace(module, holding, failures, opaque)
         module.train()
-        training = _trace(module, holding, failures)
+        training = _trace(module, holding, failures, opaque)
     finally:
         for part in module.modules():
             part.training = was_training[id(part)]
     if evaluation is None and training is None:
         return None
     if evaluation is None or training is None:
-        return TracedRegion(name, evaluation or training, None, failures)  # type: ignore[arg-type]
+        half = f"{name or 'the model'} can be traced in {'training' if evaluation is None else 'evaluation'} mode only"
+        return TracedRegion(name, evaluation or training, None, failures, half)  # type: ignore[arg-type]
     return TracedRegion(name, evaluation, None if outline(evaluation) == outline(training) else training, failures)
 
 
-def _trace(root: nn.Module, holding: set[int], failures: dict[str, str]) -> fx.Graph | None:
+def _trace(
+    root: nn.Module, holding: set[int], failures: dict[str, str], opaque: Mapping[str, str] | None
+) -> fx.Graph | None:
     """One graph of ``root``; what becomes a leaf because it cannot be traced is added to ``failures``."""
     arguments = _defaults(root)
+    make: Any = ConvTracer if opaque is None else functools.partial(FaithfulTracer, opaque=opaque)
+    graph: fx.Graph
     try:
-        return _ConvTracer(holding).trace(root, arguments)
+        graph = make(holding).trace(root, arguments)
+        return graph
     except Exception:  # whatever the model's code raises on symbolic values
         pass
     functions, modules = _timm_lists()
-    lenient = _ConvTracer(holding, functions, modules, lenient=True)
+    lenient = make(holding, functions=functions, leaf_kinds=modules, lenient=True)
     try:
         graph = lenient.trace(root, arguments)
     except Exception:
@@ -141,105 +160,9 @@ def _timm_lists() -> tuple[tuple[Callable[..., Any], ...], tuple[type[nn.Module]
     return tuple(layers.get_notrace_functions()), tuple(layers.get_notrace_modules())
 
 
-class _ConvTracer(fx.Tracer):
-    """Traces through modules that hold convolutions.
-
-    A lenient one turns a module whose code cannot be traced into a leaf and goes on.
-    """
-
-    def __init__(
-        self,
-        holding: set[int],
-        functions: tuple[Callable[..., Any], ...] = (),
-        leaf_kinds: tuple[type[nn.Module], ...] = (),
-        lenient: bool = False,
-    ) -> None:
-        super().__init__(autowrap_functions=functions)
-        self.holding = set(holding)
-        self.leaf_kinds = leaf_kinds
-        self.lenient = lenient
-        self.failures: dict[str, str] = {}
-        self._names: dict[int, str] = {}
-        self._proxies: dict[str, fx.Proxy] = {}
-
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        self._names = {id(module): name for name, module in root.named_modules()}
-        graph = super().trace(root, concrete_args)
-        _tidy_placeholders(graph)
-        return graph
-
-    def path_of_module(self, mod: nn.Module) -> str:
-        # The inherited method walks all modules at each call, which makes tracing quadratic in depth.
-        try:
-            return self._names[id(mod)]
-        except KeyError:
-            raise NameError("module is not installed as a submodule") from None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return id(m) not in self.holding or isinstance(m, self.leaf_kinds)
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        name = self.path_of_module(m)
-        result = self._call_module(m, forward, args, kwargs)
-        for value, role in ((result, OUTPUT_OF), (next(iter((*args, *kwargs.values())), None), INPUT_OF)):
-            if isinstance(value, fx.Proxy):
-                value.node.meta.setdefault(role, []).append(name)
-        return result
-
-    def _call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        if not self.lenient:
-            return super().call_module(m, forward, args, kwargs)
-        name = self.path_of_module(m)
-        if self.is_leaf_module(m, name):
-            if id(m) in self.holding:  # on timm's list, yet with convolutions below it
-                self.failures.setdefault(name, "its library says that it cannot be traced")
-            return super().call_module(m, forward, args, kwargs)
-        before = len(self.graph.nodes)
-        depth = len(self.module_stack)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except Exception as error:
-            self._forget_nodes(len(self.graph.nodes) - before)
-            while len(self.module_stack) > depth:
-                self.module_stack.popitem(last=True)
-            for inner in [failed for failed in self.failures if failed.startswith(f"{name}.")]:
-                del self.failures[inner]
-            self.failures[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            self.holding.discard(id(m))
-            return super().call_module(m, forward, args, kwargs)
-
-    def _module_getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        self._proxies = parameter_proxy_cache
-        return super()._module_getattr(attr, attr_val, parameter_proxy_cache)  # type: ignore[misc]
-
-    def _forget_nodes(self, count: int) -> None:
-        for node in list(reversed(self.graph.nodes))[:count]:
-            self.graph.erase_node(node)
-            for cached in [key for key, proxy in self._proxies.items() if proxy.node is node]:
-                del self._proxies[cached]
-
-
-def _tidy_placeholders(graph: fx.Graph) -> None:
-    """Call the placeholders as the arguments are called, and have those with a default behind the others.
-
-    torch.fx numbers the former, and takes those that are by keyword only for positional ones.
-    """
-    first_default = None
-    for node in [node for node in graph.nodes if node.op == "placeholder"]:
-        if node.args:
-            node.target = str(node.target).rpartition("_")[0]
-            first_default = first_default or node
-        elif first_default is not None and not str(node.target).startswith("*"):
-            first_default.prepend(node)
-
-
-def outline(graph: fx.Graph) -> list[tuple[str, str]]:
+def outline(graph: fx.Graph) -> list[tuple[str, ...]]:
     """What the nodes of a graph do, in order: two traces of the same path have the same."""
-    return [(node.op, str(node.target)) for node in graph.nodes]
+    return [(node.op, str(node.target), str(node.args), str(node.kwargs)) for node in graph.nodes]
 
 
 def _single_call(name: str, conv: nn.Module) -> TracedRegion:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .errors import GuideError, ModelError
 from .generated_forward import FURTHER_INPUTS, GraphCode, GuidedForward, further_inputs, guided_forward, plain_class
-from .guide_nodes import MODEL_INPUT, further_input, guide_in_part, guide_in_whole, guide_node, placeholders
-from .layers import ConvLayer
+from .graph_model import GraphModel, constants_of
+from .guide_nodes import (
+    MODEL_INPUT,
+    first_name,
+    further_input,
+    guide_in_part,
+    guide_in_whole,
+    guide_node,
+    placeholders,
+)
+from .inplace import only_read
 from .layers.hypernet_conv import HypernetConv2d
 from .regions import TracedRegion, trace_regions
 from .throwaway import cleared_caches, throwaway_copy, untouched_randomness
+from .tracer import opaque_modules
 
 
 @dataclass
@@ -38,28 +48,39 @@ class Routed:
 def route_guides(model: nn.Module) -> None:
     """Change the forward of ``model``, or of those parts of it that are regions, so that its guided layers get guides.
 
-    Layers that are guided by their own input need nothing of the kind. Everything is found before anything is changed.
+    Layers that are guided by their own input need nothing of the kind. Everything is found and made before anything is
+    changed.
 
     Raises:
         GuideError: if a guide cannot be routed.
+        ModelError: if the code of a part cannot be a graph.
     """
     if not any(True for _ in unrouted(model)):
         return
     with untouched_randomness(), cleared_caches(model):
         copied = throwaway_copy(model, FakeTensorMode(allow_non_fake_inputs=True))
-        parts = [part for part in routed_parts(copied) if part.routes]
-    made = []
+        parts = [part for part in routed_parts(copied, opaque_modules(model)) if part.routes]
+    changes: list[Callable[[], None]] = []
     for part in parts:
         root, traced = model.get_submodule(part.region.name), copied.get_submodule(part.region.name)
-        made.append((part, root, traced, guided_code(part, plain_class(root))))
-    for part, root, traced, code in made:
-        for graph in part.region.graphs():
-            take_constants(graph, traced, root)
+        changes.append(functools.partial(root.__dict__.update, constants_of(part.region, traced, root)))
         if isinstance(root, fx.GraphModule):
-            root.graph = part.region.evaluation
-            setattr(root, FURTHER_INPUTS, (*further_inputs(root), *part.inputs))
+            changes.append(functools.partial(_install, root, part))
         else:
-            root.__class__ = code.subclass
+            made = guided_code(part, plain_class(root)).subclass
+            changes.append(functools.partial(setattr, root, "__class__", made))
+    for change in changes:
+        change()
+
+
+def _install(root: fx.GraphModule, part: Routed) -> None:
+    """Let a graph module run the edited graphs."""
+    inputs = (*further_inputs(root), *part.inputs)
+    if isinstance(root, GraphModel):
+        root.set_graphs(part.region.evaluation, part.region.training)
+    else:
+        root.graph = part.region.evaluation
+    root.meta[FURTHER_INPUTS] = inputs
 
 
 def unrouted(model: nn.Module) -> Iterator[tuple[str, HypernetConv2d]]:
@@ -87,26 +108,32 @@ def _handed_by_graph(module: fx.GraphModule) -> Iterator[int]:
                 yield id(module.get_submodule(target))
 
 
-def routed_parts(copied: nn.Module, everything: bool = False) -> list[Routed]:
+def routed_parts(copied: nn.Module, opaque: Mapping[str, str], everything: bool = False) -> list[Routed]:
     """The regions of ``copied``, a throwaway copy, with graphs that are edited where there are guides to be routed.
 
     Args:
         copied: parts whose forward was changed before get their own classes back, and all edits are made anew.
+        opaque: see `opaque_modules`; of the model that was copied.
         everything: do that in all regions, not only where there is something new to be routed.
 
     Raises:
         GuideError: if a guide cannot be routed.
     """
     wanted = dict(unrouted(copied))
+    inputs: dict[int, tuple[str, ...]] = {}
+    if guided_forward(copied) is not None:
+        inputs[id(copied)] = further_inputs(copied)
+        wanted.update(_undone(copied, copied))
     while True:
-        regions = trace_regions(copied)
+        regions = trace_regions(copied, opaque=opaque)
         roots = [copied.get_submodule(r.name) for r in regions if everything or _calls(r, copied, wanted)]
         changed = [root for root in roots if guided_forward(root) is not None]
         if not changed:
             break
         for root in changed:
+            inputs[id(root)] = further_inputs(root)
             wanted.update(_undone(root, copied))
-    parts = [_route(region, copied, wanted) for region in regions]
+    parts = [_route(r, copied, wanted, inputs.get(id(copied.get_submodule(r.name)), ())) for r in regions]
     reached = {id(copied.get_submodule(_join(part.region.name, name))) for part in parts for name in part.routes}
     missing = [name for name, layer in wanted.items() if id(layer) not in reached]
     if missing:
@@ -120,6 +147,11 @@ def _undone(root: nn.Module, model: nn.Module) -> dict[str, HypernetConv2d]:
     """Give ``root`` its own class back; the layers that its forward handed guides."""
     changed = guided_forward(root)
     assert changed is not None
+    if type(root) is not changed.subclass:
+        raise ModelError(
+            f"the class of {changed.base.__name__} was changed after it was converted, to {type(root).__name__}: undo "
+            "that before converting again"
+        )
     root.__class__ = changed.base
     prefix = next(name for name, module in model.named_modules() if module is root)
     layers = {}
@@ -140,11 +172,14 @@ def _calls(region: TracedRegion, model: nn.Module, wanted: Mapping[str, Hypernet
     )
 
 
-def _route(region: TracedRegion, model: nn.Module, wanted: Mapping[str, HypernetConv2d]) -> Routed:
+def _route(
+    region: TracedRegion, model: nn.Module, wanted: Mapping[str, HypernetConv2d], before: tuple[str, ...]
+) -> Routed:
+    """``region`` with its guides routed; ``before`` are the further inputs that it had before, which come first."""
     root = model.get_submodule(region.name)
     names = {id(layer): name for name, layer in wanted.items()}
     routes: dict[str, str] = {}
-    inputs: dict[str, None] = {}
+    inputs: dict[str, None] = dict.fromkeys(before)
     for graph in region.graphs():
         for call in [node for node in graph.nodes if node.op == "call_module"]:
             layer = root.get_submodule(str(call.target))
@@ -152,16 +187,19 @@ def _route(region: TracedRegion, model: nn.Module, wanted: Mapping[str, Hypernet
                 continue
             whole_guide = str(layer.guide)
             try:
-                if region.name and (whole_guide == MODEL_INPUT or further_input(whole_guide) is not None):
+                if region.half is not None:
+                    raise GuideError(f"{region.half}, so no guide can be routed in it")
+                of_whole = whole_guide == MODEL_INPUT or further_input(whole_guide) not in (None, *before)
+                if region.name and of_whole:
                     raise GuideError(f"its guide is {whole_guide!r}, and it is in {region.name!r}, traced on its own")
-                guide = guide_in_part(whole_guide, region.name)
+                guide = guide_in_part(first_name(model, whole_guide), region.name)
                 name = _add_route(graph, call, guide, root)
             except GuideError as error:
                 raise GuideError(f"{names[id(layer)]} cannot be guided: {error}") from None
             routes[str(call.target)] = guide
             if name is not None:
                 inputs[name] = None
-    for graph in region.graphs():  # both modes are given the same
+    for graph in region.graphs() if routes else ():  # both modes are given the same, in the same order
         for name in inputs:
             _further_placeholder(graph, name)
     return Routed(region, routes, tuple(inputs))
@@ -174,7 +212,7 @@ def _add_route(graph: fx.Graph, call: fx.Node, guide: str, root: nn.Module) -> s
     if node is None:
         added = further_input(guide)
         node = _further_placeholder(graph, str(added))
-    call.args = (*call.args, _kept_from_changes(graph, node, root))
+    call.kwargs = {**call.kwargs, "guide": _kept_from_changes(graph, node, root)}
     return added
 
 
@@ -197,7 +235,7 @@ def _further_placeholder(graph: fx.Graph, name: str) -> fx.Node:
 
 def _kept_from_changes(graph: fx.Graph, node: fx.Node, root: nn.Module) -> fx.Node:
     """``node``, or a copy of its value where what follows may change it in place before it is read as a guide."""
-    if all(_only_reads(user, root) for user in node.users):
+    if only_read(node, root, besides=_is_kept):
         return node
     known = next((user for user in node.users if user.meta.get(_KEPT)), None)
     if known is not None:
@@ -214,17 +252,8 @@ def _kept_from_changes(graph: fx.Graph, node: fx.Node, root: nn.Module) -> fx.No
 _KEPT = "convswap_kept"
 
 
-def _only_reads(user: fx.Node, root: nn.Module) -> bool:
-    """Whether a node is known to leave what it is given as it is, and to give none of it out again."""
-    if user.meta.get(_KEPT):
-        return True
-    if user.op != "call_module":
-        return False
-    module = root.get_submodule(str(user.target))
-    return isinstance(module, ConvLayer) or type(module) in _READERS
-
-
-_READERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.MaxPool2d, nn.Linear)
+def _is_kept(user: fx.Node) -> bool:
+    return bool(user.meta.get(_KEPT))
 
 
 def guided_code(part: Routed, base: type[nn.Module]) -> GuidedForward:
@@ -234,23 +263,6 @@ def guided_code(part: Routed, base: type[nn.Module]) -> GuidedForward:
         for graph in (part.region.evaluation, part.region.training or part.region.evaluation)
     )
     return GuidedForward(base, part.routes, part.inputs, evaluation, training)
-
-
-def take_constants(graph: fx.Graph, traced: nn.Module, root: nn.Module) -> None:
-    """Give ``root`` the tensors that tracing found in the code and put on the copy.
-
-    Raises:
-        ModelError: if one has no numbers, because the code computes it from parameters.
-    """
-    for node in graph.nodes:
-        if node.op != "get_attr" or hasattr(root, str(node.target)) or "." in str(node.target):
-            continue
-        value = getattr(traced, str(node.target))
-        if isinstance(value, Tensor) and (isinstance(value, FakeTensor) or value.is_meta):
-            raise ModelError(
-                f"the forward of {type(root).__name__} keeps a tensor that tracing cannot tell the value of"
-            )
-        setattr(root, str(node.target), value.detach().clone() if isinstance(value, torch.Tensor) else value)
 
 
 def _join(prefix: str, name: str) -> str:

@@ -126,7 +126,7 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
     """
     given, described = _read_inputs(original, inputs)
     call = with_further_inputs(converted, as_call(given), torch.Generator().manual_seed(0))
-    original_call = without_further_inputs(converted, call)
+    original_call = without_further_inputs(converted, call, original)
     pairs = _pairs(original, converted)
     fidelities = _fidelities(converted)
     checks: dict[str, LayerCheck] = {}
