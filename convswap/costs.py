@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .layers import ConvLayer, HypernetConv2d
 from .layers.ops._define import register_flop_formulas
 from .sites import ConvCall, ConvSite
+from .throwaway import untouched_randomness
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Cost:
         parameters: number of its parameters.
         parameter_bytes: their size.
         multiply_adds: of all its calls for one sample, as torch's ``FlopCounterMode`` counts them (matrix products and
-            convolutions); None if shapes are unknown.
+            convolutions); None if shapes are unknown, or code of the user's in the layer needs more than shapes.
         activation_bytes: what it keeps for the backward pass of one sample besides its parameters; None if unknown.
         kernel_bytes: of the kernels that all its calls generate for one sample; 0 for a layer whose kernel is the same
             for all samples, None if unknown.
@@ -69,16 +71,21 @@ class CostOnDemand:
 
     @cached_property
     def cost(self) -> Cost:
-        """The cost of the layer when it is called with the inputs of the convolution's calls."""
+        """The cost of the layer when it is called with the inputs of the convolution's calls, in evaluation mode."""
         kernel_bytes = generated_bytes(self._layer, self._calls, self._batch)
+        unknown = Cost(self.parameters, self.parameter_bytes, None, None, kernel_bytes)
         if not self._calls:
-            return Cost(self.parameters, self.parameter_bytes, None, None, kernel_bytes)
+            return unknown
         multiply_adds = activation_bytes = 0
-        for call in self._calls:
-            flops, kept = _run_on_meta(self._layer, (_samples(call, self._batch), *call.input_shape[1:]))
-            multiply_adds += flops // 2
-            activation_bytes += kept
-        return Cost(self.parameters, self.parameter_bytes, multiply_adds, activation_bytes, kernel_bytes)
+        try:
+            with _evaluated(self._layer), untouched_randomness():
+                for call in self._calls:
+                    flops, kept = _run_on_meta(self._layer, (_samples(call, self._batch), *call.input_shape[1:]))
+                    multiply_adds += flops // 2
+                    activation_bytes += kept
+        except Exception:  # hypernets and layers of the user's own may branch on numbers, or hold tensors of a device
+            return unknown
+        return replace(unknown, multiply_adds=multiply_adds, activation_bytes=activation_bytes)
 
     def __eq__(self, other: object) -> bool:
         return self.cost == known(other) if isinstance(other, Cost | CostOnDemand) else NotImplemented
@@ -130,6 +137,19 @@ def _parameters(module: nn.Module, besides: nn.Module | None = None) -> tuple[in
     counted = set() if besides is None else {id(parameter) for parameter in besides.parameters()}
     parameters = [parameter for parameter in module.parameters() if id(parameter) not in counted]
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+
+
+@contextmanager
+def _evaluated(layer: nn.Module) -> Iterator[None]:
+    """All parts of ``layer`` in evaluation mode: in training mode some refuse a single sample."""
+    modes = [(module, module.training) for module in layer.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _run_on_meta(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -68,6 +68,11 @@ def described(function: Callable[..., Any]) -> str:
     return f"{name} of {module}" if isinstance(module, str) else str(name)
 
 
+def called(factory: Callable[..., Any] | str) -> str:
+    """What to call a function, or the name of one, in messages."""
+    return factory if isinstance(factory, str) else factory_name(factory) or described(factory)
+
+
 def require_name(what: str, value: Any) -> Any:
     """``value``, an option's, as JSON can hold it.
 

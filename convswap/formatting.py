@@ -18,6 +18,12 @@ def size(number: int | None) -> str:
     return "?" if number is None else _scaled(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
+def sizes(*numbers: int) -> tuple[str, ...]:
+    """Several numbers of bytes, exact where rounding would make different ones look the same."""
+    texts = tuple(map(size, numbers))
+    return tuple(f"{number} B" for number in numbers) if len(set(texts)) < len(set(numbers)) else texts
+
+
 def change(before: int | None, after: int | None, unit: str = "count") -> str:
     """``before → after``, or one of them if they are the same."""
     show = size if unit == "bytes" else count

@@ -113,11 +113,15 @@ class Report:
         return reasons
 
     def total(self, which: Literal["before", "after"]) -> Cost:
-        """Cost of all convolutions, or of what is in their places; where not all shapes are known, of the others."""
+        """Cost of all convolutions, or of what is in their places; of what is unknown of some, that of the others.
+
+        The others are the same before and after, so that the two can be compared.
+        """
         costs = [getattr(step, which) for step in self.steps]
 
         def add(field: str) -> int | None:
-            known = [value for cost in costs if (value := getattr(cost, field)) is not None]
+            pairs = [(getattr(step.before, field), getattr(step.after, field)) for step in self.steps]
+            known = [pair[which == "after"] for pair in pairs if None not in pair]
             return sum(known) if known else None
 
         return Cost(

@@ -167,13 +167,16 @@ def test_guide_channels_of_its_own_input() -> None:
 
 
 def generated(pair: HypernetConv2d, x: Tensor) -> int:
-    """Numbers that the hypernet returns for one sample, counted."""
+    """Numbers that the hypernet returns for one sample, counted; of low rank with what is made of them to be mixed."""
     counted = []
 
     def count(module: nn.Module, args: Any, output: Any) -> None:
         tensors = output if pair.hypernet.outputs > 1 else (output,)
-        # Of a basis and coefficients only these are generated, and the first, of the convolution's kernel, is always 1.
-        counted.extend(t[1][:, 1:] if isinstance(t, tuple) else t for t in tensors)
+        for value in tensors:
+            if isinstance(value, tuple):  # each coefficient is for a kernel, which gives all outputs
+                counted.extend([value[1]] * (1 + pair.out_channels))
+            else:
+                counted.append(value)
 
     handle = pair.hypernet.register_forward_hook(count)
     pair(x)
@@ -219,7 +222,7 @@ def test_all_calls_count_and_the_largest_is_limited() -> None:
     assert steps_of("guided", Twice(), example_inputs=(3, 8, 8))["conv"].after.kernel_bytes == 2 * each
     limit = each * 64
     assert steps_of("guided_local", Twice(), example_inputs=(3, 8, 8), max_kernel_bytes=limit)["conv"].action == "swap"
-    with pytest.raises(NothingToSwapError, match="its kernels would take 27 KiB"):
+    with pytest.raises(NothingToSwapError, match=r"its kernels would take 27648 B .* is 27647 B:"):
         steps_of("guided_local", Twice(), example_inputs=(3, 8, 8), max_kernel_bytes=limit - 1)
 
 
@@ -246,7 +249,11 @@ def test_what_is_too_large_says_how_large_and_what_to_do() -> None:
     )
     assert plan.steps[1].action == "swap"
     low = convswap.plan(model, "guided_local", "0", example_inputs=(64, 56, 56), rank=8).steps[0]
-    assert (low.action, low.after.kernel_bytes) == ("swap", 4 * 8 * 56 * 56)
+    assert (low.action, low.after.kernel_bytes) == ("swap", 4 * 9 * (64 + 1) * 56 * 56)
+    with pytest.raises(
+        NothingToSwapError, match=r"what its 9 kernels give at each pixel, .*, would take 7 MiB for each"
+    ):
+        convswap.plan(model, "guided_local", "0", example_inputs=(64, 56, 56), rank=8, max_kernel_bytes=2**20)
     all_of_it = convswap.plan(model, "guided_local", "0", example_inputs=(64, 56, 56), max_kernel_bytes=None)
     assert all_of_it.steps[0].after.kernel_bytes == 4 * 64 * 9 * 64 * 56 * 56
     with torch.device("meta"):

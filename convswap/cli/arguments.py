@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..checkpoint import load_into, read_state_dict
-from ..errors import OptionError
-from ..files import is_converted_file, load, read_info
-from ..options import parse_assignment
+from ..errors import ConvswapError, OptionError
+from ..files import FileInfo, is_converted_file, load, read_info
+from ..options import code_named_by, parse_assignment
 from ..sources import Source, build_model, parse_source
 from .errors import UsageError
 
@@ -46,6 +46,15 @@ def add_model_args(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=VALUE",
         help="an argument of the model; may be repeated",
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """``--trust-source``."""
+    parser.add_argument(
+        "--trust-source",
+        action="store_true",
+        help="import and run the code that a converted file names; it can do whatever you can, so trust who wrote both",
     )
 
 
@@ -94,19 +103,24 @@ def example_inputs(parsed: argparse.Namespace) -> tuple[int, ...] | None:
     return tuple(parsed.input_size)
 
 
-def load_model(path: Path, name: str | None, model_args: Mapping[str, Any]) -> tuple[nn.Module, Source | None]:
+def load_model(
+    path: Path, name: str | None, model_args: Mapping[str, Any], trust_source: bool
+) -> tuple[nn.Module, Source | None]:
     """The model of a checkpoint or of a converted file, and where its architecture comes from.
 
     Raises:
         UsageError: if a checkpoint comes without the name of its architecture.
         FileError: if the file cannot be read or does not fit.
+        ConvswapError: if the file names code that would be run, and ``trust_source`` is not given.
     """
     if is_converted_file(path):
         info = read_info(path)
+        if not trust_source:
+            _refuse_code(path, info, name is None)
         if name is None:
-            return load(path), info.source
+            return load(path, trust_source=trust_source), info.source
         source = parse_source(name, model_args)
-        return load(path, model=build_model(source)), source
+        return load(path, model=build_model(source), trust_source=trust_source), source
     state = read_state_dict(path)
     if name is None:
         raise UsageError(f"{path} does not say what architecture it is for: name it, e.g. --model torchvision:resnet50")
@@ -114,3 +128,26 @@ def load_model(path: Path, name: str | None, model_args: Mapping[str, Any]) -> t
     model = build_model(source)
     load_into(model, state, path)
     return model, source
+
+
+def _refuse_code(path: Path, info: FileInfo, source_too: bool) -> None:
+    """Name all code that loading would run, at once and in the words of the command line.
+
+    Args:
+        path: a converted file.
+        info: what it says.
+        source_too: whether what builds its architecture would be run, for lack of another.
+
+    Raises:
+        ConvswapError: if there is any.
+    """
+    factory = info.source if source_too and info.source is not None and info.source.is_code else None
+    named = {} if factory is None else {str(factory): None}
+    for step in info.report.recipe.steps:
+        named.update(dict.fromkeys(filter(None, [code_named_by(step.target, step.options)])))
+    if named:
+        instead = "" if factory is None else f"; instead of {factory}, --model may name an architecture"
+        raise ConvswapError(
+            f"{path} names {', '.join(named)}, which would be imported and run: if you trust it, "
+            f"give --trust-source{instead}"
+        )

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="a .pth, .pt or safetensors file, or a converted one")
     parser.add_argument("--model", help="its architecture: torchvision:NAME, timm:NAME or module.path:factory")
     arguments.add_model_args(parser)
+    arguments.add_trust(parser)
     arguments.add_rule(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
     parser.add_argument(
@@ -52,7 +53,7 @@ def run(parsed: argparse.Namespace) -> int:
     model_args = arguments.assignments(parsed.model_arg)
     _check_outputs(parsed)
     with progress(f"reading {parsed.checkpoint}"):
-        model, source = arguments.load_model(parsed.checkpoint, parsed.model, model_args)
+        model, source = arguments.load_model(parsed.checkpoint, parsed.model, model_args, parsed.trust_source)
     with progress(f"converting to {to}"):
         verify = _verify_inputs(parsed, model, inputs)
         new = convert(model, to, where, example_inputs=inputs, seed=parsed.seed, verify=verify, **options)

@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     from .. import __version__
 
-    parser = argparse.ArgumentParser(prog="convswap", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="convswap", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"convswap {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
     for command in COMMANDS:
@@ -93,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
             description=summary,
             epilog=f"example:\n  {command.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # or a plan's --model, which it lacks, would be read as --model-arg
         )
         command.add_arguments(added)
         added.set_defaults(run=command.run)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..conv_classes import Conv
 from ..errors import OptionError
-from ..formatting import size as in_bytes
+from ..formatting import sizes
 from ..layers import Dcls1d, Dcls2d, Dcls3d
 from ..layers._geometry import effective_size, normalise_padding, pad_widths
 from ..layers.dcls_grid import default_dilated_kernel_size
@@ -96,14 +96,15 @@ class Dcls(Target):
     def _size_reason(self, site: ConvSite, options: DclsOptions) -> str | None:
         """The kernel is built whole in each forward pass, and kept for the backward pass."""
         weight = site.plain.weight
-        sizes: Any = self.resolve(site, options).dilated_kernel_size
-        needed = weight.shape[0] * weight.shape[1] * math.prod(sizes) * weight.element_size()
+        grid: Any = self.resolve(site, options).dilated_kernel_size
+        needed = weight.shape[0] * weight.shape[1] * math.prod(grid) * weight.element_size()
         if options.max_kernel_bytes is None or needed <= options.max_kernel_bytes:
             return None
-        shape = "×".join(map(str, (*weight.shape[:2], *sizes)))
+        shape = "×".join(map(str, (*weight.shape[:2], *grid)))
+        taken, limit = sizes(needed, options.max_kernel_bytes)
         return (
-            f"its kernel of {shape} numbers would take {in_bytes(needed)}, built anew in each forward pass, and "
-            f"max_kernel_bytes is {in_bytes(options.max_kernel_bytes)}: choose a smaller dilated_kernel_size, or raise "
+            f"its kernel of {shape} numbers would take {taken}, built anew in each forward pass, and "
+            f"max_kernel_bytes is {limit}: choose a smaller dilated_kernel_size, or raise "
             "max_kernel_bytes"
         )
 

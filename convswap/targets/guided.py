@@ -56,6 +56,12 @@ class GuidedLocal(GuidedTarget):
     layer = GuidedLocalConv2d
     smaller = "choose a (smaller) rank, or convolutions of fewer channels"
 
+    def held(self, options: GuidedOptions) -> str:
+        assert isinstance(options, GuidedLocalOptions)
+        if options.rank is None:
+            return super().held(options)
+        return f"what its {1 + options.rank} kernels give at each pixel, to be mixed there,"
+
     def layer_options(self, options: GuidedOptions) -> dict[str, Any]:
         assert isinstance(options, GuidedLocalOptions)
         return {"rank": options.rank}

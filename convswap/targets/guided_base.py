@@ -11,13 +11,13 @@ from torch import nn
 
 from ..conv_classes import Conv
 from ..costs import generated_numbers
-from ..factories import check_name, resolve_factory
-from ..formatting import count
-from ..formatting import size as in_bytes
+from ..factories import check_name
+from ..formatting import count, sizes
 from ..guide_nodes import check_guide
 from ..layers import HypernetConv2d
 from ..sites import ConvSite
 from .base import Fidelity, Target
+from .guided_body import check_features, guarded
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class GuidedOptions:
             layers are built, and which recipes and files have of a function too.
         generate_bias: generate a bias for each sample as well; it starts at zero, beside the convolution's own.
         max_kernel_bytes: convolutions for which kernels of more bytes would be generated for one sample are kept; None
-            for no limit.
+            for no limit. With ``rank`` what the kernels give at each pixel, to be mixed, counts too.
     """
 
     guide: str | None = None
@@ -106,10 +106,15 @@ class GuidedTarget(Target):
         needed = max(numbers) * site.plain.weight.element_size()
         if needed <= options.max_kernel_bytes:
             return None
+        taken, limit = sizes(needed, options.max_kernel_bytes)
         return (
-            f"its kernels would take {in_bytes(needed)} for each sample ({count(max(numbers))} numbers), and "
-            f"max_kernel_bytes is {in_bytes(options.max_kernel_bytes)}: {self.smaller}, or raise max_kernel_bytes"
+            f"{self.held(options)} would take {taken} for each sample ({count(max(numbers))} numbers), and "
+            f"max_kernel_bytes is {limit}: {self.smaller}, or raise max_kernel_bytes"
         )
+
+    def held(self, options: GuidedOptions) -> str:
+        """What it is that there may be too much of."""
+        return "its kernels"
 
     def geometry_reason(self, site: ConvSite) -> str | None:
         """Why another target is for this convolution, or None."""
@@ -131,9 +136,11 @@ class GuidedTarget(Target):
             generator=generator,
             guide_channels=options.guide_channels,
             hidden=options.hidden,
-            hypernet=resolve_factory(hypernet) if isinstance(hypernet, str) else hypernet,
+            hypernet=None if hypernet is None else guarded(hypernet),
             generate_bias=options.generate_bias,
             **self.layer_options(options),
         )
+        if hypernet is not None:
+            check_features(pair.hypernet, hypernet)
         pair.guide = options.guide
         return pair

@@ -482,7 +482,10 @@ def test_damaged_metadata(cli: Cli, tmp_path: Path, out: Path) -> None:
 
 def test_converted_file_whose_factory_is_not_trusted(cli: Cli, tmp_path: Path, out: Path, converted: Path) -> None:
     message = refused(cli, tmp_path, "convert", converted, "--to", "dcls", "--where", "conv1", "--out", out)
-    assert "says that tests.models:TwoConvs builds its architecture, which would import and run that code" in message
+    assert (
+        "converted.safetensors names tests.models:TwoConvs, which would be imported and run: if you trust it, give "
+        "--trust-source; instead of tests.models:TwoConvs, --model may name an architecture" in message
+    )
 
 
 # diff -------------------------------------------------------------------------------------------------------------

@@ -49,6 +49,8 @@ def as_process(*arguments: object, **environment: str) -> subprocess.CompletedPr
         (("convert", "a", "--to", "dynamic", "--out", "b.safetensors", "--seed", "x"), "invalid int value: 'x'"),
         (("diff", NET), "required: b"),
         (("doctor", "--verbose"), "unrecognized arguments: --verbose"),
+        (("plan", "net.pth", "--to", "dynamic", "--model", NET), f"unrecognized arguments: --model {NET}"),
+        (("--vers", "doctor"), "unrecognized arguments: --vers"),
     ],
 )
 def test_usage_errors(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
