@@ -16,7 +16,7 @@ from .guided_window import (
     resolve_window,
 )
 from .ops._autocast import autocast_like_conv
-from .ops._load import use_kernels
+from .ops._load import KERNEL_DTYPES, use_kernels
 from .ops.guided_channelwise_conv2d import forward as channelwise
 from .ops.guided_channelwise_conv2d import guided_channelwise_conv2d_ref
 from .ops.guided_local_conv2d import forward as local
@@ -46,7 +46,8 @@ def guided_local_conv2d(
         x: (B, Ci, H, W), or (Ci, H, W). The result is channels_last where it is.
         w: (B, Ci / groups, kh * kw, Co, Ho, Wo); for an x without batch also without it. Or the pair basis
             (R, Ci / groups, kh * kw, Co) and coefficients (B, R, Ho, Wo), which means their products' sum over R and is
-            never multiplied out: one convolution with R * Co outputs takes as many multiply-adds and less memory.
+            never multiplied out: one convolution with R * Co outputs takes as many multiply-adds, and less memory
+            unless R is larger than (Ci / groups) * kh * kw.
         bias: (Co) or (B, Co) or None.
         kernel_size: kh, kw, or one number for both.
         stride, padding, dilation, groups, padding_mode: as in ``nn.Conv2d``; ``padding="same"`` with any stride.
@@ -58,6 +59,8 @@ def guided_local_conv2d(
         ValueError: if shapes, dtypes or devices do not fit together.
     """
     if isinstance(w, tuple | list):
+        if len(w) != 2:
+            raise ValueError(f"w must be one tensor or the two of basis and coefficients, got {len(w)}")
         return _low_rank(x, w[0], w[1], bias, kernel_size, stride, padding, dilation, groups, padding_mode)
     if w.dim() not in (5, 6):
         raise ValueError(f"w must be (B, Ci / groups, taps, Co, Ho, Wo), got {tuple(w.shape)}")
@@ -118,7 +121,7 @@ def guided_channelwise_conv2d(
 
 def _use_op(image: Tensor) -> bool:
     """On the meta device, too: there it tells its result's shape, what it keeps and what it costs as kernels do."""
-    return use_kernels(image) or (image.is_meta and not torch.compiler.is_exporting())
+    return use_kernels(image) or (image.is_meta and image.dtype in KERNEL_DTYPES and not torch.compiler.is_exporting())
 
 
 def _zero_padded(x: Tensor, window: Window, padding_mode: str) -> tuple[Tensor, list[tuple[int, int]]]:

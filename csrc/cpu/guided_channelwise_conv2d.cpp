@@ -63,14 +63,27 @@ void run_input_grad(const Geometry& g, int64_t batch, int64_t channels, int64_t 
   const int64_t all = sheet_rows(g), taps = g.taps(), pixels = g.out_pixels();
   const Tasks tasks(batch, channels, multiple, all, band_rows(g, all, sizeof(T)));
   const SheetLayout layout(g, tasks.rows);
+  const int64_t most = std::min(tasks.rows + g.last_shift(), g.out_height) * g.out_width;
   torch::stable::parallel_for(0, tasks.count, grain(tasks.rows * g.out_width * taps * multiple),
                               [&](int64_t begin, int64_t end) {
     const Scratch<T> sheets(layout.size()), rows(layout.rows * layout.row_size());
-    const Scratch<T> scratch(std::is_same_v<S, T> ? 0 : multiple * pixels);
+    const Scratch<T> scratch(std::is_same_v<S, T> ? 0 : multiple * most);
     std::vector<Term<S>> terms;
     for (int64_t task = begin; task < end; ++task) {
       const int64_t plane = tasks.plane(task), first = tasks.from(task), last = first + tasks.rows;
-      const T* own = computed(grad + plane * multiple * pixels, multiple * pixels, scratch.get());
+      const S* own = grad + plane * multiple * pixels;
+      // Of each output the pixels that reach the band: where they are or, in another precision, side by side.
+      const int64_t above = std::max<int64_t>(0, first - g.last_shift()) * g.out_width;
+      const int64_t reach = std::max<int64_t>(0, std::min(last, g.out_height) * g.out_width - above);
+      if constexpr (!std::is_same_v<S, T>) {
+        for (int64_t o = 0; o < multiple; ++o) {
+          run_at_best_level<WidenRun>(own + o * pixels + above, reach, scratch.get() + o * most);
+        }
+      }
+      const auto pixels_from = [&](int64_t o, int64_t at) -> const T* {
+        if constexpr (std::is_same_v<S, T>) return own + o * pixels + at;
+        else return scratch.get() + o * most + at - above;
+      };
       const S* kernels = weight + plane * multiple * taps * pixels;
       for (const Segment& segment : segments(g, first, last)) {
         for (int64_t j = 0; j < g.kernel_width; ++j) {
@@ -78,7 +91,7 @@ void run_input_grad(const Geometry& g, int64_t batch, int64_t channels, int64_t 
           for (const int64_t i : segment.of) {
             const int64_t at = (segment.from - g.shift(i)) * g.out_width;
             for (int64_t o = 0; o < multiple; ++o) {
-              terms.push_back({kernels + (o * taps + i * g.kernel_width + j) * pixels + at, own + o * pixels + at});
+              terms.push_back({kernels + (o * taps + i * g.kernel_width + j) * pixels + at, pixels_from(o, at)});
             }
           }
           T* to = sheets.get() + layout.sheet(segment.residue, j) + (segment.from - first) * g.out_width;
@@ -144,6 +157,7 @@ Tensor forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints ker
     more = torch::stable::contiguous(*bias);
   }
   const Tensor out = empty({batch, outputs, g.out_height, g.out_width}, input);
+  if (out.numel() == 0) return in_format_of(out, input);
   dispatch(op, input.scalar_type(), [&](auto s) {
     using S = decltype(s);
     run_forward(g, batch, channels, multiple, numbers<S>(pixels), numbers<S>(kernels),
@@ -165,6 +179,7 @@ Tensor input_grad(Tensor grad, Tensor weight, Ints input_size, Ints kernel_size,
   check_shape(op, weight, "weight", {batch, outputs, g.taps(), g.out_height, g.out_width});
   const Tensor own = torch::stable::contiguous(grad), kernels = torch::stable::contiguous(weight);
   const Tensor out = empty({batch, channels, g.height, g.width}, grad);
+  if (out.numel() == 0) return in_format_of(out, grad);
   dispatch(op, grad.scalar_type(), [&](auto s) {
     using S = decltype(s);
     run_input_grad(g, batch, channels, multiple, numbers<S>(own), numbers<S>(kernels), result<S>(out));
@@ -183,6 +198,7 @@ Tensor weight_grad(Tensor grad, Tensor input, Ints kernel_size, Ints stride, Int
   check_shape(op, grad, "grad", {batch, outputs, g.out_height, g.out_width});
   const Tensor own = torch::stable::contiguous(grad), pixels = torch::stable::contiguous(input);
   const Tensor out = empty({batch, outputs, g.taps(), g.out_height, g.out_width}, grad);
+  if (out.numel() == 0) return out;
   dispatch(op, grad.scalar_type(), [&](auto s) {
     using S = decltype(s);
     run_weight_grad(g, batch, channels, multiple, numbers<S>(own), numbers<S>(pixels), result<S>(out));

@@ -51,6 +51,8 @@ void run_forward(const Geometry& g, const Channels& c, const S* input, const S* 
         if constexpr (std::is_same_v<S, T>) return images + o * pixels;
         else return scratch.get() + (o - from) * most;
       };
+      const auto start_of = [&](int64_t o) { return bias ? static_cast<T>(bias[sample * c.all_outputs() + o]) : T(0); };
+      for (int64_t o = from; c.inputs == 0 && o < to; ++o) std::fill_n(sums_of(o), length, start_of(o));
       for (int64_t i = 0; i < c.inputs; ++i) {
         const int64_t plane = sample * c.all_inputs() + group * c.inputs + i;
         const S* kernels = weight + (sample * c.inputs + i) * steps.input + first;
@@ -59,8 +61,7 @@ void run_forward(const Geometry& g, const Channels& c, const S* input, const S* 
           for (int64_t t = 0; t < taps; ++t) {
             terms[t] = {kernels + t * steps.tap + o * steps.output, tap_pixels<T>(layout, sheets.get(), t)};
           }
-          const T start = bias ? static_cast<T>(bias[sample * c.all_outputs() + o]) : T(0);
-          run_at_best_level<SumProducts>(static_cast<const Term<S>*>(terms.data()), taps, length, start, i > 0,
+          run_at_best_level<SumProducts>(static_cast<const Term<S>*>(terms.data()), taps, length, start_of(o), i > 0,
                                          sums_of(o));
         }
       }
@@ -108,9 +109,9 @@ void run_input_grad(const Geometry& g, const Channels& c, const S* grad, const S
           terms.clear();
           for (const int64_t i : segment.of) {
             const int64_t at = (segment.from - g.shift(i)) * g.out_width;
-            const S* own = kernels + (i * g.kernel_width + j) * steps.tap + at;
+            const int64_t own = (i * g.kernel_width + j) * steps.tap + at;
             for (int64_t o = group * c.outputs; o < (group + 1) * c.outputs; ++o) {
-              terms.push_back({own + o * steps.output, grads + (sample * c.all_outputs() + o) * pixels + at});
+              terms.push_back({kernels + own + o * steps.output, grads + (sample * c.all_outputs() + o) * pixels + at});
             }
           }
           T* to = sheets.get() + layout.sheet(segment.residue, j) + (segment.from - first) * g.out_width;
@@ -131,7 +132,8 @@ void run_weight_grad(const Geometry& g, const Channels& c, const S* grad, const 
   const int64_t rows = band_rows(g, g.out_height, sizeof(T)), bands = (g.out_height + rows - 1) / rows;
   const SheetLayout layout(g, rows + g.last_shift());
   const int64_t taps = g.taps(), pixels = g.out_pixels(), most = rows * g.out_width;
-  const bool large = c.batch * c.inputs * g.taps() * c.all_outputs() * pixels * static_cast<int64_t>(sizeof(S)) >= LARGE_BYTES;
+  const int64_t bytes = c.batch * steps.input * c.inputs * static_cast<int64_t>(sizeof(S));
+  const bool large = bytes >= LARGE_BYTES;
   torch::stable::parallel_for(0, c.batch * c.all_inputs() * bands, grain(most * taps * c.outputs),
                               [&](int64_t begin, int64_t end) {
     const Scratch<T> sheets(layout.size()), scratch(std::is_same_v<S, T> ? 0 : most);
@@ -154,7 +156,7 @@ void run_weight_grad(const Geometry& g, const Channels& c, const S* grad, const 
 }
 
 Channels channels_of(const char* op, int64_t batch, int64_t inputs, int64_t outputs, int64_t groups) {
-  STD_TORCH_CHECK(groups > 0 && inputs > 0 && inputs % groups == 0 && outputs % groups == 0, op, ": ", inputs,
+  STD_TORCH_CHECK(groups > 0 && inputs >= 0 && inputs % groups == 0 && outputs % groups == 0, op, ": ", inputs,
                   " input channels and ", outputs, " outputs cannot be split into ", groups, " groups");
   return {batch, groups, inputs / groups, outputs / groups};
 }
@@ -178,6 +180,7 @@ Tensor forward(Tensor input, Tensor weight, std::optional<Tensor> bias, Ints ker
     more = torch::stable::contiguous(*bias);
   }
   const Tensor out = empty({c.batch, outputs, g.out_height, g.out_width}, input);
+  if (out.numel() == 0) return in_format_of(out, input);
   dispatch(op, input.scalar_type(), [&](auto s) {
     using S = decltype(s);
     run_forward(g, c, numbers<S>(pixels), numbers<S>(kernels), bias ? numbers<S>(more) : nullptr, result<S>(out));
@@ -197,6 +200,7 @@ Tensor input_grad(Tensor grad, Tensor weight, Ints input_size, Ints kernel_size,
   check_shape(op, weight, "weight", {c.batch, c.inputs, g.taps(), c.all_outputs(), g.out_height, g.out_width});
   const Tensor own = torch::stable::contiguous(grad), kernels = torch::stable::contiguous(weight);
   const Tensor out = empty({c.batch, c.all_inputs(), g.height, g.width}, grad);
+  if (out.numel() == 0) return in_format_of(out, grad);
   dispatch(op, grad.scalar_type(), [&](auto s) {
     using S = decltype(s);
     run_input_grad(g, c, numbers<S>(own), numbers<S>(kernels), result<S>(out));
@@ -215,6 +219,7 @@ Tensor weight_grad(Tensor grad, Tensor input, Ints kernel_size, Ints stride, Int
   check_shape(op, grad, "grad", {c.batch, c.all_outputs(), g.out_height, g.out_width});
   const Tensor own = torch::stable::contiguous(grad), pixels = torch::stable::contiguous(input);
   const Tensor out = empty({c.batch, c.inputs, g.taps(), c.all_outputs(), g.out_height, g.out_width}, grad);
+  if (out.numel() == 0) return out;
   dispatch(op, grad.scalar_type(), [&](auto s) {
     using S = decltype(s);
     run_weight_grad(g, c, numbers<S>(own), numbers<S>(pixels), result<S>(out));

@@ -41,6 +41,9 @@ inline bool is_channels_last(const Tensor& t) {
   return true;
 }
 
+// Of a padded axis, on any device.
+constexpr int64_t MOST_PIXELS = int64_t{1} << 30;
+
 inline Geometry make_geometry(const char* op, int64_t height, int64_t width, const Ints& kernel, const Ints& stride,
                               const Ints& padding, const Ints& dilation) {
   STD_TORCH_CHECK(kernel.size() == 2 && kernel[0] > 0 && kernel[1] > 0, op,
@@ -50,15 +53,24 @@ inline Geometry make_geometry(const char* op, int64_t height, int64_t width, con
   STD_TORCH_CHECK(dilation.size() == 2 && dilation[0] > 0 && dilation[1] > 0, op,
                   ": dilation must be two positive numbers, got ", text(dilation));
   STD_TORCH_CHECK(padding.size() == 4, op, ": padding must be top, bottom, left, right; got ", text(padding));
-  for (const int64_t amount : padding) {
-    STD_TORCH_CHECK(amount >= 0, op, ": padding must not be negative, got ", text(padding));
+  int64_t steps[2], spaces[2], outs[2];
+  for (const int axis : {0, 1}) {
+    const int64_t size = axis ? width : height, before = padding[2 * axis], after = padding[2 * axis + 1];
+    STD_TORCH_CHECK(before >= 0 && after >= 0, op, ": padding must not be negative, got ", text(padding));
+    STD_TORCH_CHECK(size >= 0 && size < MOST_PIXELS && before < MOST_PIXELS && after < MOST_PIXELS &&
+                        size + before + after < MOST_PIXELS,
+                    op, ": the padded input must have less than 2^30 pixels on an axis, got ", size, " and padding ",
+                    before, " and ", after);
+    const int64_t padded = size + before + after, gaps = kernel[axis] - 1;
+    STD_TORCH_CHECK(gaps < padded && (gaps == 0 || dilation[axis] <= (padded - 1) / gaps), op, ": a kernel of ",
+                    kernel[axis], " pixels with dilation ", dilation[axis],
+                    " does not fit on an axis where the padded input has ", padded, ": pad more");
+    spaces[axis] = gaps ? dilation[axis] : 1;      // a single tap has no next
+    steps[axis] = std::min(stride[axis], padded);  // nor has a single output
+    outs[axis] = (padded - gaps * spaces[axis] - 1) / steps[axis] + 1;
   }
-  const int64_t high = height + padding[0] + padding[1], wide = width + padding[2] + padding[3];
-  const int64_t tall = dilation[0] * (kernel[0] - 1) + 1, broad = dilation[1] * (kernel[1] - 1) + 1;
-  STD_TORCH_CHECK(tall <= high && broad <= wide, op, ": a kernel that spans ", tall, " x ", broad,
-                  " pixels does not fit in a padded input of ", high, " x ", wide);
-  return {height, width, (high - tall) / stride[0] + 1, (wide - broad) / stride[1] + 1, kernel[0], kernel[1],
-          stride[0], stride[1], dilation[0], dilation[1], padding[0], padding[2]};
+  return {height,   width,    outs[0],   outs[1],   kernel[0],  kernel[1],
+          steps[0], steps[1], spaces[0], spaces[1], padding[0], padding[2]};
 }
 
 inline void check_four_axes(const char* op, const Tensor& image, const char* name) {

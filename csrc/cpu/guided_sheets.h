@@ -161,6 +161,10 @@ struct FillSheets {
   template <int BYTES, typename S>
   static CONVSWAP_INLINE void run(const S* plane, const SheetLayout& layout, int64_t first_row, Computed<S>* sheets) {
     const Geometry& g = layout.g;
+    if (g.in_pixels() == 0) {  // and no memory to point into
+      std::fill_n(sheets, layout.size(), Computed<S>(0));
+      return;
+    }
     if (g.whole_rows()) return fill_whole<BYTES>(plane, layout, first_row, sheets);
     for (int64_t residue = 0; residue < g.stride_y; ++residue) {
       if (layout.slot[residue] < 0) continue;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +35,11 @@ def _alike(here: Any, there: Any) -> bool:
 
 
 def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Every op with arguments that reach the border of its tiles and of its grid."""
+    """Every op with arguments that reach the border of its tiles and of its grid.
+
+    The guided ones have other code for rows of whole vectors, for 3x3 kernels next to each other, and, where there is
+    enough to do for a GPU, for several channels in a thread: there are examples of all of them.
+    """
     from . import (
         dcls_scatter,
         dcls_separable,
@@ -75,3 +80,21 @@ def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield guided_local_conv2d.forward, (x, kernels, more, *around, 2)
     yield guided_local_conv2d.input_grad, (y, kernels, [4, 37, 34], *around, 2)
     yield guided_local_conv2d.weight_grad, (y, x, *around, 2)
+    around = ([3, 3], [1, 1], [1, 1, 1, 1], [1, 1])
+    x, kernels, y = numbers(2, 4, 37, 36), numbers(2, 8, 9, 37, 36), numbers(2, 8, 37, 36)
+    yield guided_channelwise_conv2d.forward, (x, kernels, None, *around)
+    yield guided_channelwise_conv2d.input_grad, (y, kernels, [4, 37, 36], *around)
+    yield guided_channelwise_conv2d.weight_grad, (y, x, *around)
+    kernels = kernels.view(2, 2, 9, 4, 37, 36)
+    yield guided_local_conv2d.forward, (x, kernels, None, *around, 2)
+    yield guided_local_conv2d.input_grad, (y[:, :4], kernels, [4, 37, 36], *around, 2)
+    yield guided_local_conv2d.weight_grad, (y[:, :4], x, *around, 2)
+    some = numbers(65537)
+
+    def many(*shape: int) -> Tensor:
+        return some.expand(-(-math.prod(shape) // len(some)), -1).flatten()[: math.prod(shape)].view(shape)
+
+    yield guided_local_conv2d.forward, (many(1, 1, 512, 1024), many(1, 1, 9, 2, 512, 1024), None, *around, 1)
+    yield guided_local_conv2d.input_grad, (many(1, 1, 512, 512), many(1, 2, 9, 1, 512, 512), [2, 512, 512], *around, 1)
+    row = ([1, 2], [1, 1], [0, 0, 1, 0], [1, 1])
+    yield guided_local_conv2d.weight_grad, (many(1, 2, 512, 1024), many(1, 1, 512, 1024), *row, 1)

@@ -21,8 +21,13 @@ GEOMETRY = "int[] kernel_size, int[] stride, SymInt[] padding, int[] dilation"
 
 
 def precise(value: Tensor) -> Tensor:
-    """In single precision at least, which half precision is summed in."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
+    """In single precision at least, which half precision is summed in. Integers, which it would round, as they are."""
+    return value.to(_sum_dtype(value.dtype))
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    integer = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    return dtype if integer else torch.promote_types(dtype, torch.float32)
 
 
 def check_fit(
@@ -77,7 +82,7 @@ def scattered(
     top, bottom, left, right = padding
     channels, height, width = input_size
     size = like.shape[0], channels, height + top + bottom, width + left + right
-    total = torch.zeros(size, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+    total = torch.zeros(size, dtype=_sum_dtype(like.dtype), device=like.device)
     for tap, window in enumerate(windows(total, like.shape[2:], kernel_size, stride, dilation)):
         window += parts(tap)
     inner = total.narrow(2, top, height).narrow(3, left, width).to(like.dtype)

@@ -12,7 +12,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import CInterpreter, peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from ._agreement import first_disagreement
@@ -20,6 +20,9 @@ from ._build import BACKENDS, Backend, BuildError, build
 from ._define import register_flop_formulas
 
 MODES = ("auto", "off", "require")
+
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What the kernels compute; torch's own operations know complex numbers and integers too."""
 
 
 class KernelWarning(UserWarning):
@@ -84,11 +87,11 @@ def use_kernels(value: Tensor) -> bool:
     """Whether what is computed with ``value`` is to run on compiled kernels, which are loaded for it if need be.
 
     What is exported must consist of torch's own operations, and those of torch alone have derivatives in forward mode
-    and under the transforms of ``torch.func``.
+    and under the transforms of ``torch.func``, compiled or not.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() or value.dtype not in KERNEL_DTYPES or forward_ad._current_level >= 0:
         return False
-    if not torch.compiler.is_compiling() and (forward_ad._current_level >= 0 or peek_interpreter_stack() is not None):
+    if isinstance(peek_interpreter_stack(), CInterpreter):  # torch.compile takes `is not None` to be always true
         return False
     want_kernels(value)
     return kernels_loaded(value.device.type)

@@ -131,6 +131,10 @@ for groups, channels, outputs in [(1, 3, 5), (2, 4, 6), (4, 4, 4)]:
 
 x, w = torch.randn(2, 4, 5, 5), torch.randn(2, 2, 9, 6, 5, 5)
 geometry = [3, 3], [1, 1], [1] * 4, [1, 1]
+for b in (None, torch.randn(2, 6)):
+    compare(op.forward, references[0], (x[:, :0], w[:, :0], b, *geometry, 2), torch.float32)
+assert op.input_grad(torch.randn(2, 6, 5, 5), w[:, :0], [0, 5, 5], *geometry, 2).shape == (2, 0, 5, 5)
+assert op.weight_grad(torch.randn(2, 6, 5, 5), x[:, :0], *geometry, 2).shape == (2, 0, 9, 6, 5, 5)
 refuses([
     (lambda: op.forward(x, w, None, *geometry, 1), "weight must have shape (2, 4, 9, 6, 5, 5), got (2, 2, 9, 6, 5, 5)"),
     (lambda: op.forward(x, w, None, *geometry, 3), "groups must divide the 4 channels of the input and the 6 "),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -128,8 +129,8 @@ def by_index(x: Tensor, weight: Tensor, bias: Tensor | None, case: Case) -> Tens
     rows = torch.arange(height) * case.stride[0] - case.padding[0] + (tap // kw * case.dilation[0])[:, None]
     columns = torch.arange(width) * case.stride[1] - case.padding[2] + (tap % kw * case.dilation[1])[:, None]
     inside = ((rows >= 0) & (rows < case.size[0]))[:, :, None] & ((columns >= 0) & (columns < case.size[1]))[:, None]
-    rows, columns = rows.clamp(0, case.size[0] - 1)[:, :, None], columns.clamp(0, case.size[1] - 1)[:, None]
-    seen = x[:, :, rows, columns] * inside
+    rows, columns = rows.clamp(0, case.size[0])[:, :, None], columns.clamp(0, case.size[1])[:, None]
+    seen = F.pad(x, (0, 1, 0, 1))[:, :, rows, columns] * inside  # so that there is a pixel to take in any image
     if case.groups is None:
         y = (weight * seen.repeat_interleave(case.outputs, 1)).sum(2)
     else:

@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 from convswap.layers._geometry import memory_format as format_of
+from convswap.layers.ops._load import kernels_loaded
 
 from .guided import DTYPES, FORMATS, Case, by_index, cases
 
@@ -88,8 +89,9 @@ def test_three_ops_are_what_the_formula_gives(local, dtype, data, seed):
     ],
     ids=[f"{kind}: {what}" for kind in ("channelwise", "local") for what in PARTS],
 )
-def test_shapes_that_are_taken_in_parts(case):
-    assert_all_near(case)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_shapes_that_are_taken_in_parts(case, dtype):
+    assert_all_near(case, dtype)
 
 
 @each
@@ -149,6 +151,43 @@ def test_no_images_in_and_none_out(local):
     assert y.shape == (0, case.all_outputs, *case.output_size)
     assert case.ops.input_grad(y, weight, case.input_size, *case.geometry).shape == x.shape
     assert case.ops.weight_grad(y, x, *case.geometry).shape == weight.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "empty", [{"inputs": 0}, {"outputs": 0}, {"size": (0, 7)}, {"size": (6, 0), "padding": (0, 0, 2, 1)}], ids=str
+)
+@each
+def test_images_and_kernels_without_numbers(local, empty, dtype):
+    """What nothing adds to is 0, or the bias: torch convolves 0 channels so, and pixels that are all padding."""
+    case = replace(SMALL[local], **empty)
+    assert_all_near(case, dtype)
+    assert_all_near(replace(case, stride=(1, 1), dilation=(1, 1), memory_format=torch.channels_last), dtype)
+
+
+@each
+def test_numbers_that_no_image_reaches(local):
+    case = SMALL[local]
+    x, weight, bias = case.tensors()
+    kernel, stride, padding, dilation, *groups = case.geometry
+    far = 2**62
+    kind = "does not fit" if kernels_loaded("cpu") else "must be"
+    for wrong in ([far, 1], [1, far], [far - 1, 1]):
+        with pytest.raises(RuntimeError, match=kind):
+            case.ops.forward(x, weight, bias, kernel, stride, padding, wrong, *groups)
+    if kernels_loaded("cpu"):
+        for wrong in ([far, far, 0, 0], [0, 0, 2**30, 0]):
+            with pytest.raises(RuntimeError, match="less than 2\\^30 pixels"):
+                case.ops.forward(x, weight, bias, kernel, stride, wrong, dilation, *groups)
+    one = case.ops.forward(x, weight[..., :1, :1], bias, kernel, [10, 10], padding, dilation, *groups)
+    assert torch.equal(
+        case.ops.forward(x, weight[..., :1, :1], bias, kernel, [far, far], padding, dilation, *groups), one
+    )
+    single = weight[:, :, :1, :, : case.size[0], : case.size[1]] if local else weight[:, :, :1]
+    single = torch.ones((*single.shape[:-2], *case.size), dtype=single.dtype)
+    alone = [1, 1], [1, 1], [0] * 4
+    wanted = case.ops.forward(x, single, bias, *alone, [1, 1], *groups)
+    assert torch.equal(case.ops.forward(x, single, bias, *alone, [far, far], *groups), wanted)
 
 
 @each
