@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 
-from . import conversion, dcls, dcls_construction, dcls_sparse, dynamic, dynamic_formulas, large_depthwise
+from . import conversion, dcls, dcls_construction, dcls_sparse, dynamic, dynamic_formulas, guided, large_depthwise
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -34,6 +34,7 @@ def lines() -> Iterator[str]:
         ("DCLS without building the kernel", dcls_sparse.rows()),
         ("Dynamic convolution", dynamic.rows()),
         ("The formulas of dynamic convolution, as ratios to the plain one", dynamic_formulas.rows(rounds=3)),
+        ("Guided convolution", guided.rows()),
     ):
         yield from ("", f"## {title}", "", *rows)
 

@@ -106,7 +106,8 @@ def choose_formula(x: Tensor, weight: Tensor, kernels: int, groups: int, pixels:
     output pixels with it (`_mixing_cost_in_pixels`); convolving with all kernels costs ``kernels - 1`` further
     convolutions of every pixel. Depthwise kernels are too small for mixing to cost anything.
 
-    A group or a turn for each sample cannot be exported with a dynamic batch; ``"stacked"`` can.
+    A group or a turn for each sample cannot be exported with a dynamic batch; ``"stacked"`` can. Turns are unrolled by
+    a compiler, into a new graph for each size of the batch.
     """
     batch = x.shape[0]
     if torch.compiler.is_exporting() or batch == 0:
@@ -118,11 +119,12 @@ def choose_formula(x: Tensor, weight: Tensor, kernels: int, groups: int, pixels:
     point = weight[0, 0].numel() == 1
     if not point and not depthwise and (kernels - 1) * pixels < _mixing_cost_in_pixels(batch, on_cpu):
         return "stacked"
-    if on_cpu and _output_format(x, weight) != torch.contiguous_format:
+    turns = on_cpu and not torch.compiler.is_compiling()
+    if turns and _output_format(x, weight) != torch.contiguous_format:
         return "loop"  # the others would have to leave channels_last and come back
     if point and not depthwise:
         return "matmul"
-    return "loop" if on_cpu and groups == 1 else "grouped"
+    return "loop" if turns and groups == 1 else "grouped"
 
 
 def _mixing_cost_in_pixels(batch: int, on_cpu: bool) -> int:

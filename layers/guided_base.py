@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ._base import ConvLayer, parameter_like
 from ._geometry import IntOrInts, Padding, effective_size, output_size, pad_widths
 from .hypernet.generator import Hypernet, HypernetFactory, make_body
 from .hypernet_conv import HypernetConv2d
+from .ops._load import want_kernels
 
 
 class GuidedLayer(ConvLayer):
@@ -25,6 +27,9 @@ class GuidedLayer(ConvLayer):
     """Whether there are kernels for each pixel."""
 
     bias: nn.Parameter | None
+
+    _place: Tensor
+    """An empty buffer on the layer's device and in its dtype, which no state dict has."""
 
     def __init__(
         self,
@@ -43,13 +48,13 @@ class GuidedLayer(ConvLayer):
         if min(in_channels, out_channels) < 1:
             raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
-        # Without a bias there is nothing to tell where a hypernet made later belongs.
-        self._made_on = torch.device(torch.get_default_device() if device is None else device)
-        self._made_in = torch.get_default_dtype() if dtype is None else dtype
+        # It holds nothing, but goes where the layer goes, and tells where a hypernet made later belongs.
+        self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
         if bias:
             self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self._want_kernels()
 
     @property
     def weight_shape(self) -> tuple[Any, ...]:
@@ -126,11 +131,17 @@ class GuidedLayer(ConvLayer):
         Args:
             guide_channels, hidden, hypernet, generate_bias, generator: as in `from_conv`.
             init: how the last map is drawn: ``"fan_in"`` keeps the second moment of what goes forward, ``"fan_out"``
-                that of the gradients (`hyperfan_in_`, `hyperfan_out_`).
+                that of the gradients (`hyperfan_in_`, `hyperfan_out_`), both for a guide of unit-normal numbers that
+                has nothing to do with the input. Where the guide is averaged over space first (`GuidedConv2d`,
+                `GuidedDepthWiseConv2d`), its means are to be unit-normal. Where the features of pixels are averaged
+                (generated biases, the second factor of `SeparableGuidedConv2d`), it is to be the same everywhere. What
+                varies over space is smaller in a mean, and so are the kernels that are made from that.
             relu: whether a ReLU follows the convolution, which the second moment is then kept through.
 
         Raises:
             ValueError: for an unknown ``init`` or numbers out of range.
+            RuntimeError: if a net of one's own fails on guides of 16x16 pixels, from which the size of its features is
+                found.
         """
         return self._with_hypernet(guide_channels, hidden, hypernet, generate_bias, init, relu, generator)
 
@@ -196,7 +207,7 @@ class GuidedLayer(ConvLayer):
         **options: Any,
     ) -> Hypernet:
         """A hypernet that generates zeros for this layer."""
-        device, dtype = (self._made_on, self._made_in) if self.bias is None else (self.bias.device, self.bias.dtype)
+        device, dtype = self._place.device, self._place.dtype
         channels = self.in_channels if guide_channels is None else guide_channels
         common: dict[str, Any] = {
             "hidden": hidden,
@@ -236,6 +247,20 @@ class GuidedLayer(ConvLayer):
 
     def _hyperfan(self, hypernet: Any, init: str, relu: bool, generator: torch.Generator | None) -> None:
         hypernet.hyperfan(init, self.fan_in, self.fan_out, relu, generator)
+
+    def _want_kernels(self) -> None:
+        """While a compiler looks on it is too late to load them."""
+        if self.spatial:
+            want_kernels(self._place)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._want_kernels()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._want_kernels()
 
     def extra_repr(self) -> str:
         return super().extra_repr() if self.bias is None else f"{super().extra_repr()}, bias=True"

@@ -50,6 +50,8 @@ def guided_conv2d(
     """
     if formula is not None and formula not in get_args(Formula):
         raise ValueError(f"formula must be one of {', '.join(get_args(Formula))}, got {formula!r}")
+    if w.dim() not in (3, 4):
+        raise ValueError(f"w must have 4 axes, (B, Ci / groups, taps, Co), got {tuple(w.shape)}")
     image, (weight,), own_bias = batched(x, [("w", w, 4)], bias, w.shape[-1], padding_mode)
     check_channels(image, weight.shape[1], weight.shape[3], groups, "w", weight, "(B, Ci / groups, taps, Co)")
     window = resolve_window(image.shape[2:], kernel_size, stride, padding, dilation)
@@ -85,7 +87,8 @@ def choose_formula(x: Tensor, kernels: Tensor, groups: int, pixels: int) -> Form
     """The cheapest formula for x (B, C, H, W), kernels (B, O, C / groups, kh, kw) and so many output pixels.
 
     Measured on the CPU; on GPUs a launch for each sample costs more than it can gain. A group or a turn for each sample
-    cannot be exported with a dynamic batch; ``"taps"`` can.
+    cannot be exported with a dynamic batch; ``"taps"`` can. Turns are unrolled by a compiler, into a new graph for each
+    size of the batch.
     """
     if torch.compiler.is_exporting() or x.shape[0] == 0:
         return "taps"
@@ -94,7 +97,7 @@ def choose_formula(x: Tensor, kernels: Tensor, groups: int, pixels: int) -> Form
         return "matmul"
     if x.shape[0] == 1:
         return "loop"
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return "grouped"
     numbers = out * channels * rows * columns
     if is_channels_last(x):  # which one convolution with a group for each sample would leave, and come back to

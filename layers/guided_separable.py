@@ -134,6 +134,15 @@ class SeparableGuidedConv2d(GuidedLayer):
         return without_batch(y, input)
 
     @classmethod
+    def unsupported_reason(cls, conv: nn.Module, **options: Any) -> str | None:
+        reason = super().unsupported_reason(conv, **options)
+        weight: Any = getattr(conv, "weight", None)
+        if reason is not None or weight.is_meta:
+            return reason
+        bad = int((~weight.isfinite()).sum())
+        return f"its weight has {bad} numbers that are NaN or infinite, and so no factors" if bad else None
+
+    @classmethod
     def _like(cls, conv: Any) -> Any:
         channels, weight = (conv.in_channels, conv.out_channels), conv.weight
         geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, False, conv.padding_mode

@@ -83,12 +83,18 @@ def batched(
         padding_mode: only checked here.
 
     Raises:
-        ValueError: if axes, batch sizes, dtypes or devices do not fit together, or the padding mode is unknown.
+        ValueError: if there are no channels, axes, batch sizes, dtypes or devices do not fit together, or the padding
+            mode is unknown.
     """
     if x.dim() not in (3, 4):
         raise ValueError(f"the input must be (B, C, H, W) or (C, H, W), got {tuple(x.shape)}")
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+    if x.shape[-3] < 1 or out_channels < 1:
+        raise ValueError(
+            f"there must be input and output channels, got {x.shape[-3]} and {out_channels}: an input of shape "
+            f"{tuple(x.shape)} and {', '.join(f'{name} of shape {tuple(weight.shape)}' for name, weight, _ in weights)}"
+        )
     alone = x.dim() == 3
     image = autocast_like_conv(x.unsqueeze(0) if alone else x)
     batch = image.shape[0]
@@ -105,7 +111,8 @@ def batched(
             )
         made.append(checked_dtype(name, autocast_like_conv(weight), image))
     if bias is not None:
-        if bias.shape[-1] != out_channels or bias.dim() not in (1, 2) or (bias.dim() == 2 and bias.shape[0] != batch):
+        # The number of axes first: a 0-dim tensor has no last one.
+        if bias.dim() not in (1, 2) or bias.shape[-1] != out_channels or (bias.dim() == 2 and bias.shape[0] != batch):
             raise ValueError(f"bias must be ({out_channels},) or ({batch}, {out_channels}), got {tuple(bias.shape)}")
         bias = checked_dtype("bias", autocast_like_conv(bias), image).expand(batch, out_channels)
     return Batch(image, tuple(made), bias)

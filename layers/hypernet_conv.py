@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._base import ConvLayer
 from .hypernet.fit import Fit, fit_guide
-from .ops._load import want_kernels
+from .hypernet.generator import Hypernet
 
 torch.fx.wrap("fit_guide")
 
@@ -26,9 +25,13 @@ class HypernetConv2d(ConvLayer):
 
     Args:
         conv: a guided layer.
-        hypernet: from the guide to what ``conv`` takes besides its input: one tensor (or pair) where its ``outputs`` is
-            1, else a tuple of so many. Where the kernels are for each pixel, it gets the guide at the output's size.
+        hypernet: a `Hypernet`, from the guide to what ``conv`` takes besides its input: one tensor (or pair) where its
+            ``outputs`` is 1, else a tuple of so many. Where the kernels are for each pixel, it gets the guide at the
+            output's size.
         guide: name of where the guide comes from, if the model hands it in; None if the input is the guide.
+
+    Raises:
+        TypeError: if ``hypernet`` is of another class.
     """
 
     dims = 2
@@ -37,6 +40,12 @@ class HypernetConv2d(ConvLayer):
     conv: Any
 
     def __init__(self, conv: nn.Module, hypernet: nn.Module, guide: str | None = None) -> None:
+        if not isinstance(hypernet, Hypernet):
+            raise TypeError(
+                f"hypernet must be a convswap.layers.hypernet.Hypernet, got {type(hypernet).__name__}: give a function "
+                "that makes a net of your own to from_conv or with_hypernet (hypernet=), or call the guided layer "
+                "itself with kernels from wherever"
+            )
         source: Any = conv
         super().__init__(
             source.in_channels,
@@ -51,7 +60,6 @@ class HypernetConv2d(ConvLayer):
         self.hypernet = hypernet
         self.conv = conv
         self.guide = guide
-        self._want_kernels()
 
     @property
     def guide_channels(self) -> int:
@@ -110,16 +118,3 @@ class HypernetConv2d(ConvLayer):
     def extra_repr(self) -> str:
         named = "" if self.guide is None else f", guide={self.guide!r}"
         return super().extra_repr() + named
-
-    def _want_kernels(self) -> None:
-        if self.conv.spatial:
-            want_kernels(self)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._want_kernels()
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._want_kernels()

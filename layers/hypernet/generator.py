@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .init import draw_linear, hyperfan_in_, hyperfan_out_, leaky_relu_mean_square, zero_linear
+from .init import check_init, draw_linear, hyperfan_in_, hyperfan_out_, leaky_relu_mean_square, zero_linear
 
 HypernetFactory: TypeAlias = Callable[[int, int], nn.Module]
 """From the numbers of guide channels and of features to a net of one's own: (B, guide channels, H, W) to
 (B, features) or (B, features, h, w)."""
 
 torch.fx.wrap("check_channels")
+torch.fx.wrap("check_like")
 torch.fx.wrap("over_channels")
 
 SLOPE = 0.01
@@ -92,7 +93,7 @@ class Hypernet(nn.Module):
         return ((self.expand, "bias"),)
 
     def generated_numbers(self, pixels: int) -> int:
-        """How many numbers are generated for one sample whose output has so many pixels."""
+        """How many numbers are held at once for one sample whose output has so many pixels."""
         numbers = self.expand.out_features * (pixels if self.spatial else 1)
         return numbers + (self.bias_channels or 0)
 
@@ -104,54 +105,86 @@ class Hypernet(nn.Module):
         Raises:
             ValueError: for another ``init``.
         """
-        self._hyperfan(self.expand, init, fan_in, fan_out, relu, self.expand_bias is not None, generator)
+        check_init(init)
+        if self.expand.weight.is_meta:  # nothing to draw
+            return
+        bias_generated = self.expand_bias is not None
+        self._hyperfan(self.expand, init, (fan_in, fan_out), self.mean_square(), relu, bias_generated, generator)
         self._hyperfan_of_bias(relu, generator)
 
     def _hyperfan_of_bias(self, relu: bool, generator: torch.Generator | None) -> None:
         if self.expand_bias is not None:
-            self._hyperfan(self.expand_bias, "fan_in", 1, 1, relu, True, generator)
+            self._hyperfan(self.expand_bias, "fan_in", (1, 1), self.mean_square(pooled=True), relu, True, generator)
 
     def _hyperfan(
         self,
         linear: nn.Linear,
         init: str,
-        fan_in: int,
-        fan_out: int,
+        fans: tuple[int, int],
+        mean_square: float,
         relu: bool,
         bias_generated: bool,
         generator: torch.Generator | None,
     ) -> None:
-        if init not in ("fan_in", "fan_out"):
-            raise ValueError(f'init must be "fan_in" or "fan_out", got {init!r}')
-        if linear.weight.is_meta:  # nothing to draw
-            return
         if init == "fan_in":
-            hyperfan_in_(linear.weight, fan_in, self.mean_square(), relu, bias_generated, generator)
+            hyperfan_in_(linear.weight, fans[0], mean_square, relu, bias_generated, generator)
         else:
-            hyperfan_out_(linear.weight, fan_out, self.mean_square(), relu, generator)
+            hyperfan_out_(linear.weight, fans[1], mean_square, relu, generator)
 
     @torch.no_grad()
-    def mean_square(self) -> float:
-        """E[e^2] of the features for a guide of unit-normal numbers; where it is averaged over space, of such means.
+    def mean_square(self, pooled: bool = False) -> float:
+        """E[e^2] of the features for a guide of unit-normal numbers.
 
-        Computed in closed form; for a body of the user's own, in evaluation mode, estimated from samples that are
-        always the same.
+        How much is left of them in a mean over space depends on how alike the pixels of a guide are, which is unknown
+        here. A net that averages its guide is taken to get one whose means are unit-normal; one that averages features
+        of pixels, for a bias or for the second of two factors, a guide that is the same everywhere. Of a guide that
+        varies over space less than this remains.
+
+        Computed in closed form; for a body of the user's own, in evaluation mode, estimated from samples of 16x16
+        pixels that are always the same.
+
+        Args:
+            pooled: of the features' mean over space, where there are features of pixels.
+
+        Raises:
+            RuntimeError: if the body of the user's own fails on such samples.
         """
         if self.reduce is not None:
             weight, bias = self.reduce.weight.double(), self.reduce.bias.double()
             return leaky_relu_mean_square(bias, weight.square().sum(1), SLOPE).mean().item()
+        features = self._probe_body()
+        features = mean_over_space(features) if pooled or not self.spatial else features
+        return features.double().square().mean().item()
+
+    def _probe_body(self) -> Tensor:
+        """Features that the user's own body makes of sample guides."""
         assert self.body is not None
         generator = torch.Generator().manual_seed(0)
-        guide = torch.randn(32, self.guide_channels, 16, 16, generator=generator)
+        # Of pixels that are alike or averaged each sample counts as one.
+        shape = max(32, min(256, 2**14 // self.guide_channels)) if self.pools else 32, self.guide_channels
+        guide = torch.randn(*shape, 16, 16, generator=generator)
         if not self.spatial:
-            guide += torch.randn(32, self.guide_channels, 1, 1, generator=generator)
+            guide += torch.randn(*shape, 1, 1, generator=generator)
+        elif self.pools:
+            guide = torch.randn(*shape, 1, 1, generator=generator).expand_as(guide)
         modes = [(module, module.training) for module in self.body.modules()]
         try:
-            features = self._checked(self.body.eval()(guide.to(self.expand.weight)))
+            features = self.body.eval()(guide.to(self.expand.weight))
+        except Exception as error:
+            raise RuntimeError(
+                f"the hypernet's body failed on a guide of shape {tuple(guide.shape)}, on which the size of its "
+                f"features was to be found: {error}; with_hypernet needs a body that takes guides of 16x16 pixels, "
+                "from_conv does not"
+            ) from error
         finally:
             for module, mode in modes:
                 module.training = mode
-        return (features if self.spatial else mean_over_space(features)).double().square().mean().item()
+        return self._checked(features)
+
+    @property
+    def pools(self) -> bool:
+        """Whether something is made of a mean over space."""
+        return not self.spatial or self.expand_bias is not None
 
     def _features(self, guide: Tensor) -> Tensor:
         """(B, G, H, W) to (B, hidden, H, W), or to what a body of the user's own makes of H and W."""
@@ -159,6 +192,7 @@ class Hypernet(nn.Module):
         if self.body is not None:
             return self._checked(self.body(guide))
         assert self.reduce is not None
+        guide = check_like(guide, self.reduce.weight)
         return F.leaky_relu(over_channels(guide, self.reduce.weight, self.reduce.bias), SLOPE)
 
     def _checked(self, features: Tensor) -> Tensor:
@@ -176,8 +210,16 @@ def over_channels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def mean_over_space(value: Tensor) -> Tensor:
-    """(B, n, H, W) to (B, n); what has no space is left."""
-    return value.flatten(2).mean(2) if value.dim() > 2 else value
+    """(B, n, H, W) to (B, n); what has no space is left.
+
+    Raises:
+        ValueError: if there are no pixels.
+    """
+    if value.dim() == 2:
+        return value
+    if 0 in value.shape[2:]:
+        raise ValueError(f"a guide must have pixels to be averaged over, got {tuple(value.shape)}")
+    return value.flatten(2).mean(2)
 
 
 def check_channels(value: Tensor, channels: int, what: str, name: str) -> Tensor:
@@ -189,6 +231,23 @@ def check_channels(value: Tensor, channels: int, what: str, name: str) -> Tensor
     if value.dim() not in (2, 4) or value.shape[1] != channels:
         raise ValueError(f"{what} must have {name}={channels} channels on axis 1, got {tuple(value.shape)}")
     return value
+
+
+def check_like(guide: Tensor, weight: Tensor) -> Tensor:
+    """The guide itself.
+
+    Raises:
+        ValueError: unless it has the device and, where autocast gives everything one, the dtype of the hypernet.
+    """
+    alike = guide.dtype == weight.dtype
+    if not alike and guide.is_floating_point() and not weight.is_meta:
+        alike = torch.is_autocast_enabled(weight.device.type)
+    if guide.device != weight.device or not alike:
+        raise ValueError(
+            f"the guide must have the dtype and device of the hypernet, {weight.dtype} on {weight.device}, "
+            f"got {guide.dtype} on {guide.device}"
+        )
+    return guide
 
 
 def as_image(value: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._base import normal_like
@@ -61,6 +62,12 @@ def hyperfan_out_(
     return _draw(weight, fan_out, mean_square, 2 if relu else 1, generator)
 
 
+def check_init(init: str) -> None:
+    """Raise a ValueError unless this is the name of one of the two."""
+    if init not in ("fan_in", "fan_out"):
+        raise ValueError(f'init must be "fan_in" or "fan_out", got {init!r}')
+
+
 def _draw(weight: Tensor, fan: int, mean_square: float, gain: float, generator: torch.Generator | None) -> Tensor:
     if fan < 1:
         raise ValueError(f"the fan must be at least 1, got {fan}")
@@ -93,6 +100,17 @@ def draw_linear(linear: nn.Linear, generator: torch.Generator | None) -> None:
             start = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
             with torch.no_grad():
                 parameter.copy_(start.uniform_(-bound, bound, generator=generator))
+
+
+def leaky_relu_samples(weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+    """Samples of f(weight g + bias), f being the leaky ReLU, for unit-normal g, in double precision on the CPU.
+
+    They are always the same, 2**14 rows.
+    """
+    # The triangular factor has the same product with itself, and as many rows at most as there are features.
+    factor = torch.linalg.qr(weight.double().cpu().T, mode="r").R
+    normal = torch.randn(2**14, factor.shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return F.leaky_relu(normal @ factor + bias.double().cpu(), slope)
 
 
 def leaky_relu_mean_square(mean: Tensor, variance: Tensor, slope: float) -> Tensor:

@@ -72,6 +72,10 @@ class LowRankHypernet(SpatialHypernet):
     def carried(self) -> tuple[tuple[nn.Module, str], ...]:
         return ((self, "kernel"),)
 
+    def generated_numbers(self, pixels: int) -> int:
+        """For each pixel the coefficients of all kernels, and what each of them gives there, to be mixed."""
+        return pixels * (1 + self.rank) * (1 + self.kernel.shape[0]) + (self.bias_channels or 0)
+
     def hyperfan(
         self, init: str, fan_in: int, fan_out: int, relu: bool, generator: torch.Generator | None = None
     ) -> None:

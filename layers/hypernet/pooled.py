@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .generator import SLOPE, Hypernet, as_image, check_channels, mean_over_space
+from .generator import SLOPE, Hypernet, as_image, check_channels, check_like, mean_over_space
 
 torch.fx.wrap("as_image")
 torch.fx.wrap("check_channels")
+torch.fx.wrap("check_like")
 torch.fx.wrap("mean_over_space")
 
 
@@ -40,6 +41,7 @@ class PooledHypernet(Hypernet):
     def forward(self, guide: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.reduce is not None:
             guide = check_channels(guide, self.guide_channels, "the guide", "guide_channels")
+            guide = check_like(guide, self.reduce.weight)
             features = F.leaky_relu(self.reduce(mean_over_space(guide)), SLOPE)
         else:
             features = mean_over_space(self._features(as_image(guide)))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .generator import mean_over_space, over_channels
-from .init import zero_linear
+from .generator import SLOPE, mean_over_space, over_channels
+from .init import check_init, leaky_relu_samples, zero_linear
 from .spatial import SpatialHypernet
 
 torch.fx.wrap("mean_over_space")
@@ -61,12 +61,39 @@ class SeparableHypernet(SpatialHypernet):
         generator: torch.Generator | None = None,
         inner_relu: bool = False,
     ) -> None:
-        """As of `Hypernet`, for each factor by itself; ``inner_relu`` says whether a ReLU stands between them."""
+        """As of `Hypernet`, for the two factors together; ``inner_relu`` says whether a ReLU stands between them."""
+        check_init(init)
+        if self.expand.weight.is_meta:
+            return
         taps = self.weight_shape[1]
-        self._hyperfan(self.expand, init, taps, taps, inner_relu, False, generator)
+        self._hyperfan(self.expand, init, (taps, taps), self.mean_square(), False, False, generator)
+        # Of what the first factor gives, a ReLU leaves half to the second. The first could not make up for that: a norm
+        # between the two would take it away again.
+        left = self.joint_mean_square() / (2 if inner_relu else 1)
         bias_generated = self.expand_bias is not None
-        self._hyperfan(self.expand_depth, init, fan_in // taps, fan_out // taps, relu, bias_generated, generator)
+        fans = fan_in // taps, fan_out // taps
+        self._hyperfan(self.expand_depth, init, fans, left, relu, bias_generated, generator)
         self._hyperfan_of_bias(relu, generator)
+
+    @torch.no_grad()
+    def joint_mean_square(self) -> float:
+        """E[|e|^2 |m|^2] / (n E[|e|^2]) for the n features e of a pixel and their mean m over space.
+
+        It takes the place of E[m^2] in the second factor: both factors are large for the same guides, so that the
+        second moment of their product is more than the product of theirs. As `mean_square` it is of a guide of
+        unit-normal numbers that is the same everywhere, and is estimated from samples that are always the same.
+        """
+        if self.reduce is not None:
+            features = leaky_relu_samples(self.reduce.weight, self.reduce.bias, SLOPE)
+        else:
+            features = self._probe_body().double()
+        pixels, means = features.square().sum(1), mean_over_space(features).square().sum(1)
+        pixels = pixels.flatten(1).mean(1) if pixels.dim() > 1 else pixels
+        return ((pixels * means).mean() / (self.hidden * pixels.mean())).item()
+
+    @property
+    def pools(self) -> bool:
+        return True
 
     def forward(self, guide: Tensor) -> Any:
         features = self._pixel_features(guide)

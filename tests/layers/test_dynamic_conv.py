@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from convswap.layers.dynamic_conv import choose_formula
 from convswap.layers.functional import dynamic_conv, mix_kernels
@@ -178,3 +179,23 @@ def test_large_kernels_are_not_mixed_for_a_few_pixels():
     x, weight = torch.empty(8, 512, 1, 1, device="meta"), torch.empty(2048, 512, 3, 3, device="meta")
     assert choose_formula(x, weight, 4, 1, pixels=1) == "stacked"
     assert choose_formula(x, weight, 4, 1, pixels=56 * 56) == "grouped"
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_batches_of_any_size_are_compiled_to_few_graphs(kernel, channels_last):
+    """Where a turn for each sample is the cheapest, without a compiler."""
+    torch._dynamo.reset()
+    counter, chosen = CompileCounter(), set()
+    compiled = torch.compile(dynamic_conv, backend=counter, fullgraph=True)
+    weight = torch.randn(4 * 16, 16, kernel, kernel)
+    for batch in range(2, 11):
+        x, attention = torch.randn(batch, 16, 12, 12), torch.rand(batch, 4)
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        chosen.add(choose_formula(x, weight, 4, 1, 144))
+        y = compiled(x, weight, None, attention)
+        assert is_channels_last(y) == channels_last
+        if batch in (2, 10):
+            assert relative_error(y, dynamic_conv(x, weight, None, attention)) < 1e-5
+    assert ("loop" in chosen) == (kernel == 3 or channels_last)
+    assert counter.frame_count <= 3

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
 
 from convswap.layers.functional import (
     guided_channelwise_conv2d,
@@ -220,6 +221,24 @@ def test_choice_of_formula(batch, channels, out, kernel, size, groups, channels_
     assert choose_formula(x, kernels, groups, size * size) == formula
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_of_any_size_are_compiled_to_few_graphs(channels_last):
+    """Where a turn for each sample is the cheapest, without a compiler."""
+    torch._dynamo.reset()
+    counter, chosen = CompileCounter(), set()
+    compiled = torch.compile(guided_conv2d, backend=counter, fullgraph=True)
+    for batch in range(2, 11):
+        x, w = torch.randn(batch, 160, 9, 9), torch.randn(batch, 160, 9, 160)
+        x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+        chosen.add(choose_formula(x, w.permute(0, 3, 1, 2).unflatten(3, (3, 3)), 1, 81))
+        y = compiled(x, w)
+        assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        if batch in (2, 10):
+            assert relative_error(y, guided_conv2d(x, w)) < 1e-5
+    assert chosen == {"loop"} if channels_last else "loop" not in chosen
+    assert counter.frame_count <= 3
+
+
 X = torch.randn(2, 4, 5, 6)
 BASIS, SHARES = torch.randn(3, 4, 9, 6), torch.randn(2, 3, 5, 6)
 
@@ -245,6 +264,16 @@ BASIS, SHARES = torch.randn(3, 4, 9, 6), torch.randn(2, 3, 5, 6)
         (lambda: guided_conv2d(X, torch.randn(2, 4, 81, 6), None, 9, padding=1), r"spans \(9, 9\) .*\(5, 6\), padded"),
         (lambda: guided_conv2d(X, torch.randn(2, 4, 9, 6), formula="fft"), r"formula must be one of .*got 'fft'"),
         (lambda: guided_conv2d(X, torch.randn(2, 4, 9, 6), formula="matmul"), r'"matmul" is for 1x1 kernels, got \(3'),
+        (lambda: guided_conv2d(X, torch.tensor(1.0)), r"w must have 4 axes, .*got \(\)"),
+        (lambda: guided_conv2d(X, torch.randn(9)), r"w must have 4 axes, .*got \(9,\)"),
+        (lambda: guided_conv2d(X, torch.randn(2, 4, 9, 6), torch.tensor(1.0)), r"\(6,\) or \(2, 6\), got \(\)"),
+        (lambda: guided_conv2d(X, torch.randn(2, 4, 9, 0)), r"got 4 and 0: .*\(2, 4, 5, 6\) and w of .*\(2, 4, 9, 0\)"),
+        (lambda: guided_conv2d(X[:, :0], torch.randn(2, 0, 9, 6)), r"got 0 and 6: .*\(2, 0, 5, 6\) and w of"),
+        (lambda: guided_depthwise_conv2d(X[:, :0], torch.randn(2, 0, 6)), r"got 0 and 6: "),
+        (lambda: guided_channelwise_conv2d(X[:, :0], torch.randn(2, 0, 9, 5, 6)), r"got 0 and 0: "),
+        (lambda: guided_local_conv2d(X[0, :0], torch.randn(0, 9, 6, 5, 6)), r"got 0 and 6: .*\(0, 5, 6\) and w of"),
+        (lambda: guided_local_conv2d(X, (BASIS[..., :0], SHARES)), r"got 4 and 0: "),
+        (lambda: guided_local_conv2d(X, (BASIS,)), r"basis and coefficients.*got 1"),
         (lambda: guided_depthwise_conv2d(X, torch.randn(2, 4, 1, 6)), r"w must be \(B, Ci / groups, Co\)"),
         (lambda: guided_depthwise_conv2d(X, torch.randn(4, 6)), r"w must have 4 axes"),
         (

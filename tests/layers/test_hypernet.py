@@ -124,7 +124,7 @@ def test_numbers_that_are_generated(name):
     net, pixels = make(name), 20
     made = net(torch.randn(1, 3, 4, 5, dtype=torch.float64))
     if name == "low_rank":
-        assert net.generated_numbers(pixels) == 2 * pixels + 6
+        assert net.generated_numbers(pixels) == (1 + 2) * (1 + 6) * pixels + 6
     else:
         assert net.generated_numbers(pixels) == sum(value.numel() for value in made)
 
@@ -163,6 +163,14 @@ def test_random_start_is_that_of_nn_linear_and_comes_from_the_generator(name):
         (lambda: PooledHypernet(0, (1, 1, 1)), "guide_channels must be at least 1, got 0"),
         (lambda: PooledHypernet(3, (1, 1, 1), 0), "hidden must be at least 1, got 0"),
         (lambda: LowRankHypernet(3, (1, 1, 1, 1), 0), "rank must be at least 1, got 0"),
+        (lambda: PooledHypernet(3, (1, 1, 1))(torch.randn(2, 3, 0, 5)), r"must have pixels .*got \(2, 3, 0, 5\)"),
+        (lambda: PooledHypernet(3, (1, 1, 1))(torch.randn(2, 3).double()), r"the guide must .*float32 .*got .*float64"),
+        (lambda: PooledHypernet(3, (1, 1, 1))(torch.ones(2, 3).long()), r"the guide must .*float32 .*got .*int64"),
+        (lambda: SpatialHypernet(3, (1, 1))(torch.randn(2, 3, 5, 5).half()), r"the guide .*float32 .*got .*float16"),
+        (
+            lambda: PooledHypernet(3, (1, 1, 1))(torch.ones(2, 3, device="meta")),
+            r"the guide must .* on cpu, got .* meta",
+        ),
         (lambda: PooledHypernet(3, (1, 1, 1))(torch.randn(2, 4, 5, 5)), r"guide_channels=3 .*got \(2, 4, 5, 5\)"),
         (lambda: PooledHypernet(3, (1, 1, 1))(torch.randn(2, 4)), r"guide_channels=3 .*got \(2, 4\)"),
         (lambda: SpatialHypernet(3, (1, 1))(torch.randn(2, 4, 5, 5)), r"guide_channels=3 .*got \(2, 4, 5, 5\)"),
@@ -176,6 +184,15 @@ def test_random_start_is_that_of_nn_linear_and_comes_from_the_generator(name):
 def test_what_does_not_fit_is_said(make_it, message):
     with pytest.raises(ValueError, match=message):
         make_it()
+
+
+@every_hypernet
+def test_guide_of_another_dtype_under_autocast(name):
+    net, guide = make(name).float(), torch.randn(2, 3, 4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = flat(net(guide.bfloat16()))
+    for ours, theirs in zip(made, flat(net(guide)), strict=True):
+        assert relative_error(ours, theirs) < 5e-2
 
 
 # ---- a body of the user's own

@@ -1,11 +1,14 @@
 """The pair of a guided convolution and its hypernet: where its guide comes from, and what it shows of its kernel."""
 
 import copy
+import math
 import pickle
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from convswap.layers import (
     GuidedChannelWiseConv2d,
@@ -15,6 +18,7 @@ from convswap.layers import (
     HypernetConv2d,
     SeparableGuidedConv2d,
 )
+from convswap.layers.guided_base import GuidedLayer
 from convswap.layers.hypernet import fit_guide
 
 from .helpers import relative_error
@@ -153,12 +157,28 @@ def test_two_children_and_their_order(name):
     assert isinstance(pair, HypernetConv2d)
 
 
+class Convolved(TorchDispatchMode):
+    """The numbers that convolutions return."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.convolution.default:
+            self.numbers += made.numel()
+        return made
+
+
 @every_case
 def test_numbers_generated_for_a_sample(name):
     pair = changed(name, generate_bias=True)
     made = pair.hypernet(fit_guide(DEPTH, X, pair.fit))
-    if name == "low rank":
-        made = (made[0][1][:, 1:], made[1])
+    if name == "low rank":  # and what is held of each kernel's outputs, until they are mixed
+        held = Convolved()
+        with held:
+            pair(X[:1], DEPTH[:1])
+        assert pair.generated_numbers((8, 9)) == held.numbers + made[0][1][0].numel() + made[1][0].numel()
+        return
     assert pair.generated_numbers((8, 9)) == sum(value[0].numel() for value in made)
 
 
@@ -230,9 +250,84 @@ def test_channels_last_guide_and_input(name):
     assert relative_error(last, y) < 1e-12
 
 
-def test_layers_keep_the_place_that_they_were_made_for():
-    layer = GuidedConv2d(2, 2, 3, dtype=torch.float64, device="meta")
+LAYERS = {
+    "guided": lambda **options: GuidedConv2d(2, 2, 3, **options),
+    "local": lambda **options: GuidedLocalConv2d(2, 2, 3, **options),
+    "channelwise": lambda **options: GuidedChannelWiseConv2d(2, **options),
+    "depthwise": lambda **options: GuidedDepthWiseConv2d(2, 2, **options),
+    "separable": lambda **options: SeparableGuidedConv2d(2, 2, 3, **options),
+}
+MOVES = {
+    "made there": lambda make: make(dtype=torch.float64, device="meta"),
+    "cast": lambda make: make().double(),
+    "cast back": lambda make: make(dtype=torch.float64).half(),
+    "moved": lambda make: make().to("meta"),
+    "emptied": lambda make: make(dtype=torch.float64, device="meta").to_empty(device="cpu"),
+    "copied": lambda make: copy.deepcopy(make(dtype=torch.bfloat16)),
+    "stored": lambda make: pickle.loads(pickle.dumps(make(dtype=torch.float64))),
+    "of a larger module": lambda make: nn.Sequential(make()).double()[0],
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_hypernet_is_made_where_the_layer_is(name, bias, move):
+    layer = MOVES[move](lambda **options: LAYERS[name](bias=bias, **options))
+    dtypes = {"cast back": torch.float16, "moved": torch.float32, "copied": torch.bfloat16}
+    device = "meta" if move in ("made there", "moved") else "cpu"
+    wanted = {(dtypes.get(move, torch.float64), device)}
+    assert {(value.dtype, value.device.type) for value in layer.with_hypernet().parameters()} == wanted
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_states_hold_parameters_and_the_norm_alone(name):
+    layer = LAYERS[name]()
+    norm = {f"norm.{key}" for key in nn.BatchNorm2d(2).state_dict()} if name == "separable" else set()
+    assert set(layer.state_dict()) == norm
     pair = layer.with_hypernet()
-    assert all(value.is_meta and value.dtype == torch.float64 for value in pair.parameters())
-    layer = GuidedConv2d(2, 2, 3, bias=True).to(torch.float64)
-    assert {value.dtype for value in layer.with_hypernet().parameters()} == {torch.float64}
+    kept = {key for key, _ in pair.named_parameters()} | {f"conv.{key}" for key in norm}
+    assert set(pair.state_dict()) == kept
+    pair.load_state_dict(copy.deepcopy(pair).state_dict())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_with_a_kernel_for_each_pixel_load_kernels_when_made_and_moved(name, monkeypatch):
+    """Later, in a first call that a compiler looks on at, is too late."""
+    wanted = []
+    monkeypatch.setattr(sys.modules[GuidedLayer.__module__], "want_kernels", lambda *where: wanted.extend(where))
+    layer = LAYERS[name](device="meta")
+    kinds = [value.device.type for value in wanted]
+    layer = copy.deepcopy(nn.Sequential(layer).to_empty(device="cpu"))
+    kinds += [value.device.type for value in wanted[1:]]
+    assert kinds == (["meta", "cpu", "cpu"] if layer[0].spatial else [])
+
+
+class Own(nn.Module):
+    outputs = 1
+
+    def forward(self, guide):
+        return guide.new_ones(guide.shape[0], 2, 9, 2)
+
+
+def test_hypernets_of_another_class_are_refused():
+    with pytest.raises(TypeError, match=r"must be a convswap.layers.hypernet.Hypernet, got Own: give a function"):
+        HypernetConv2d(GuidedConv2d(2, 2, 3), Own())
+
+
+def test_numbers_without_which_a_separable_kernel_has_no_factors_are_named():
+    conv = nn.Conv2d(2, 3, 3)
+    with torch.no_grad():
+        conv.weight[0, 1, 0] = torch.tensor([math.nan, math.inf, 1.0])
+    assert "2 numbers that are NaN or infinite" in SeparableGuidedConv2d.unsupported_reason(conv)
+    with pytest.raises(ValueError, match=r"cannot make SeparableGuidedConv2d .*2 numbers that are NaN or infinite"):
+        SeparableGuidedConv2d.from_conv(conv)
+    assert GuidedConv2d.from_conv(conv).weight.isnan().sum() == 1
+    assert SeparableGuidedConv2d.unsupported_reason(conv.to("meta")) is None
+
+
+def test_guide_without_pixels_is_refused():
+    for layer_class in (GuidedConv2d, GuidedLocalConv2d, SeparableGuidedConv2d):
+        pair = layer_class(2, 2, 3).with_hypernet()
+        with pytest.raises(ValueError, match=r"a guide (must have pixels|of 0x5 pixels)"):
+            pair(torch.randn(2, 2, 5, 5), torch.randn(2, 2, 0, 5))

@@ -51,9 +51,10 @@ def drawn(name, seed, **options):
     pair = make().with_hypernet(GUIDE, hidden=40, generator=generator(seed), **own, **options)
     numbers = generator(10_000 + seed)
     x = torch.randn(12, pair.in_channels, 4, 4, generator=numbers)
-    # A generated bias reads the mean over space, which is unit-normal only for a guide that is the same everywhere.
-    size = (4, 4) if pair.conv.spatial and not options.get("generate_bias") else ()
-    return pair, x, torch.randn(12, GUIDE, *size, generator=numbers)
+    # What is made of the mean over space is promised a guide that is the same everywhere.
+    size = (4, 4) if pair.conv.spatial and not options.get("generate_bias") else (1, 1)
+    guide = torch.randn(12, GUIDE, *size, generator=numbers)
+    return pair, x, guide.expand(-1, -1, 4, 4) if pair.conv.spatial else guide
 
 
 @with_and_without_relu
@@ -85,21 +86,61 @@ def test_fan_out_keeps_the_second_moment_of_the_gradient(name, relu):
     assert mean_is_one(ratios)
 
 
-@pytest.mark.parametrize(("init", "fans"), [("fan_in", (9, 12)), ("fan_out", (9, 16))])
+def separable(seed, norm, inner_relu, image=False, **options):
+    """A separable layer with a new hypernet, an input and a guide, the same everywhere: a vector or an image."""
+    layer = SeparableGuidedConv2d(24, 40, 3, groups=2, padding_mode="circular", norm=norm, relu=inner_relu)
+    pair = layer.with_hypernet(GUIDE, hidden=40, generator=generator(seed), **options)
+    numbers = generator(10_000 + seed)
+    x, guide = torch.randn(64, 24, 4, 4, generator=numbers), torch.randn(64, GUIDE, generator=numbers)
+    return pair, x, guide[..., None, None].expand(-1, -1, 4, 4) if image else guide
+
+
+every_separable = pytest.mark.parametrize(
+    ("norm", "inner_relu"), [(False, False), (False, True), (True, False), (True, True)]
+)
+
+
 @with_and_without_relu
-def test_each_factor_of_the_separable_form_is_drawn_for_itself(init, fans, relu):
-    shares = [[], []]
+@pytest.mark.parametrize("generate_bias", [False, True])
+@every_separable
+def test_separable_fan_in_keeps_the_second_moment_forward(norm, inner_relu, generate_bias, relu):
+    ratios = []
     for seed in range(DRAWS):
-        layer = SeparableGuidedConv2d(24, 32, 3, groups=2, norm=False, relu=relu)
-        pair = layer.with_hypernet(GUIDE, hidden=40, init=init, relu=False, generator=generator(seed))
-        guide = torch.randn(16, GUIDE, generator=generator(10_000 + seed))
+        pair, x, guide = separable(seed, norm, inner_relu, generate_bias, relu=relu, generate_bias=generate_bias)
         with torch.no_grad():
-            factors = pair.hypernet(guide)
-        gains = (2 if relu else 1, 1)
-        for share, factor, fan, gain in zip(shares, factors, fans, gains, strict=True):
-            share.append(float(factor.square().mean()) * fan / gain)
-    assert mean_is_one(shares[0])
-    assert mean_is_one(shares[1])
+            y = pair(x, guide)
+        y = y.relu() if relu else y
+        kept = (x.square().mean() + 1) / 2 if generate_bias else x.square().mean()
+        ratios.append(float(y.square().mean() / kept))
+    assert mean_is_one(ratios)
+
+
+@with_and_without_relu
+@every_separable
+def test_separable_fan_out_keeps_the_second_moment_of_the_gradient(norm, inner_relu, relu):
+    ratios = []
+    for seed in range(DRAWS):
+        pair, x, guide = separable(seed, norm, inner_relu, init="fan_out", relu=relu)
+        y = pair(x.requires_grad_(), guide)
+        grad = torch.randn(y.shape, generator=generator(seed))
+        (passed,) = torch.autograd.grad(y.relu() if relu else y, x, grad)
+        ratios.append(float(passed.square().mean() / grad.square().mean()))
+    assert mean_is_one(ratios)
+
+
+def test_of_a_guide_that_varies_over_space_less_is_left_in_what_its_mean_makes():
+    """By as much as the features' mean is smaller than they are."""
+    ratios, shares = [], []
+    for seed in range(DRAWS):
+        pair, x, _ = drawn("local", seed, relu=False, generate_bias=True)
+        guide = torch.randn(12, GUIDE, 4, 4, generator=generator(20_000 + seed))
+        with torch.no_grad():
+            features = pair.hypernet._pixel_features(guide)
+            share = features.mean((2, 3)).square().mean() / features.square().mean()
+            ratios.append(float(pair(x, guide).square().mean() / ((x.square().mean() + share) / 2)))
+        shares.append(float(share))
+    assert mean_is_one(ratios)
+    assert max(shares) < 0.5
 
 
 @pytest.mark.parametrize("bias_generated", [False, True])
@@ -182,6 +223,44 @@ def test_mean_square_of_own_features_is_estimated_and_changes_nothing(kind):
         features = body.eval()(guide)
     features = features.mean((2, 3)) if kind is PooledHypernet else features
     assert estimate == pytest.approx(features.square().mean().item(), rel=0.2)
+
+
+def with_1x1_body(body):
+    return SeparableGuidedConv2d(2, 3, 1).with_hypernet(6, hidden=5, hypernet=body, generator=generator(3)).hypernet
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_joint_mean_square_of_pixels_and_means(own):
+    hypernet = with_1x1_body((lambda g, n: nn.Sequential(nn.Conv2d(g, n, 1), nn.ReLU())) if own else None)
+    guide = torch.randn(100_000, 6, 1, 1, generator=generator())
+    with torch.no_grad():
+        squares = hypernet._pixel_features(guide).double().square().sum((1, 2, 3))
+    expected = squares.square().mean() / squares.mean() / 5
+    # A ratio of means: each sample has its part in both. The hypernet's own samples are fewer than these.
+    part = squares.square() / squares.square().mean() - squares / squares.mean()
+    tolerance = 4 * float(part.std()) / math.sqrt(256 if own else 2**14)
+    assert hypernet.joint_mean_square() == pytest.approx(float(expected), rel=tolerance)
+    assert expected > 1.2 * squares.mean() / 5
+
+
+def test_guides_that_vary_and_that_do_not_are_told_apart_by_what_is_made_of_them():
+    body = lambda g, n: nn.AvgPool2d(4)  # leaves a sixteenth of what varies from pixel to pixel
+    varying = GuidedLocalConv2d(2, 2, 3).with_hypernet(5, hidden=5, hypernet=body).hypernet
+    alike = GuidedLocalConv2d(2, 2, 3).with_hypernet(5, hidden=5, hypernet=body, generate_bias=True).hypernet
+    assert varying.mean_square() == pytest.approx(1 / 16, rel=0.1)
+    assert alike.mean_square() == pytest.approx(1, rel=4 * math.sqrt(2 / (256 * 5)))
+    assert alike.mean_square(pooled=True) == pytest.approx(alike.mean_square())
+
+
+@pytest.mark.parametrize("layer", [GuidedConv2d(2, 2, 3), GuidedLocalConv2d(2, 2, 3), SeparableGuidedConv2d(2, 2, 3)])
+def test_own_body_that_takes_no_small_images_is_told_what_was_tried(layer):
+    body = lambda guide_channels, hidden: nn.Conv2d(guide_channels, hidden, 20)
+    with pytest.raises(
+        RuntimeError, match=r"body failed on a guide of shape \(\d+, 2, 16, 16\).*guides of 16x16 pixels"
+    ):
+        layer.with_hypernet(hypernet=body)
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    assert type(layer).from_conv(conv, hypernet=body)(torch.randn(1, 2, 32, 32)).shape == (1, 2, 32, 32)
 
 
 def test_own_body_that_gives_nothing_is_refused():
