@@ -89,7 +89,7 @@ class ConvLayer(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if is_new(name)}
 
     def generated_numbers(self, input_size: tuple[int, ...]) -> int:
-        """Numbers held for one sample of this spatial size because kernels are generated; 0 if all samples share one."""
+        """Numbers held for one sample of this spatial size because kernels are generated; 0 if all share one."""
         return 0
 
     def extra_repr(self) -> str:
