@@ -92,7 +92,7 @@ class GraphModel(fx.GraphModule):
     def _parts(self) -> nn.Module:
         """A plain module with everything but the graphs."""
         parts = nn.Module()
-        own = set(fx.GraphModule(nn.Module(), fx.Graph()).__dict__) - set(parts.__dict__)
+        own = set(fx.GraphModule(nn.Module(), fx.Graph()).__dict__) - {*parts.__dict__, "meta"}
         parts.__dict__.update({name: value for name, value in self.__dict__.items() if name not in {*own, *_OURS}})
         return parts
 
@@ -180,6 +180,7 @@ def _constants(graph: fx.Graph | None, root: nn.Module) -> set[str]:
 
 def _assembled(parts: nn.Module, evaluation: fx.Graph, training: fx.Graph | None, class_name: str) -> GraphModel:
     made = GraphModel(parts, evaluation, training, class_name)
+    made.meta = parts.__dict__.get("meta", {})
     made.__dict__.update({name: value for name, value in parts.__dict__.items() if name not in made.__dict__})
     for name, value in parts.__dict__.items():  # hooks and the like
         if name in _MODULE_STATE and name not in ("_modules", "_parameters", "_buffers"):

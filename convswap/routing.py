@@ -100,7 +100,8 @@ def unrouted(model: nn.Module) -> Iterator[tuple[str, HypernetConv2d]]:
 
 def _handed_by_graph(module: fx.GraphModule) -> Iterator[int]:
     """Identities of the guided layers that a graph module calls with a guide, or in parts."""
-    for node in module.graph.nodes:
+    graphs = module.graphs() if isinstance(module, GraphModel) else (module.graph,)
+    for node in (node for graph in graphs if graph is not None for node in graph.nodes):
         if node.op == "call_module":
             target = str(node.target)
             yield id(module.get_submodule(target.rpartition(".")[0]))

@@ -66,6 +66,7 @@ def test_copies_and_pickles_keep_both_graphs(to, options):
             assert not {p.data_ptr() for p in other.parameters()} & {p.data_ptr() for p in graph.parameters()}
             assert other.state_dict().keys() == graph.state_dict().keys()
             assert convswap.report(other).swaps[0].name == "second.conv1"
+            assert convswap.verify(net(), other, images()).not_run == ()
 
 
 def test_hypernets_and_layers_are_nodes():
