@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ._exporting import is_exporting
 from ._geometry import (
     IntOrInts,
     Padding,
@@ -110,7 +111,7 @@ def choose_formula(x: Tensor, weight: Tensor, kernels: int, groups: int, pixels:
     a compiler, into a new graph for each size of the batch.
     """
     batch = x.shape[0]
-    if torch.compiler.is_exporting() or batch == 0:
+    if is_exporting() or batch == 0:
         return "stacked"
     if batch == 1:
         return "loop"

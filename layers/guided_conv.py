@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ._exporting import is_exporting
 from ._geometry import IntOrInts, Padding, is_channels_last, memory_format, pad
 from .guided_window import Window, batched, check_channels, check_taps, resolve_window
 from .per_sample_conv import grouped, loop, matmul, tap_by_tap
@@ -90,7 +91,7 @@ def choose_formula(x: Tensor, kernels: Tensor, groups: int, pixels: int) -> Form
     cannot be exported with a dynamic batch; ``"taps"`` can. Turns are unrolled by a compiler, into a new graph for each
     size of the batch.
     """
-    if torch.compiler.is_exporting() or x.shape[0] == 0:
+    if is_exporting() or x.shape[0] == 0:
         return "taps"
     out, channels, rows, columns = kernels.shape[1:]
     if rows * columns == 1:

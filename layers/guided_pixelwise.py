@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._exporting import is_exporting
 from ._geometry import IntOrInts, Padding, conv_nd, memory_format, pad
 from .guided_window import (
     Window,
@@ -121,7 +122,7 @@ def guided_channelwise_conv2d(
 
 def _use_op(image: Tensor) -> bool:
     """On the meta device, too: there it tells its result's shape, what it keeps and what it costs as kernels do."""
-    return use_kernels(image) or (image.is_meta and image.dtype in KERNEL_DTYPES and not torch.compiler.is_exporting())
+    return use_kernels(image) or (image.is_meta and image.dtype in KERNEL_DTYPES and not is_exporting())
 
 
 def _zero_padded(x: Tensor, window: Window, padding_mode: str) -> tuple[Tensor, list[tuple[int, int]]]:

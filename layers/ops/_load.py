@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._C._functorch import CInterpreter, peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from .._exporting import is_exporting
 from ._agreement import first_disagreement
 from ._build import BACKENDS, Backend, BuildError, build
 from ._define import register_flop_formulas
@@ -89,7 +90,7 @@ def use_kernels(value: Tensor) -> bool:
     What is exported must consist of torch's own operations, and those of torch alone have derivatives in forward mode
     and under the transforms of ``torch.func``, compiled or not.
     """
-    if torch.compiler.is_exporting() or value.dtype not in KERNEL_DTYPES or forward_ad._current_level >= 0:
+    if is_exporting() or value.dtype not in KERNEL_DTYPES or forward_ad._current_level >= 0:
         return False
     if isinstance(peek_interpreter_stack(), CInterpreter):  # torch.compile takes `is not None` to be always true
         return False
