@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .layers import ConvLayer, HypernetConv2d
 from .layers.ops._define import register_flop_formulas
+from .modules import evaluation_mode
 from .sites import ConvCall, ConvSite
 from .throwaway import untouched_randomness
 
@@ -78,7 +78,7 @@ class CostOnDemand:
             return unknown
         multiply_adds = activation_bytes = 0
         try:
-            with _evaluated(self._layer), untouched_randomness():
+            with evaluation_mode(self._layer), untouched_randomness():
                 for call in self._calls:
                     flops, kept = _run_on_meta(self._layer, (_samples(call, self._batch), *call.input_shape[1:]))
                     multiply_adds += flops // 2
@@ -137,19 +137,6 @@ def _parameters(module: nn.Module, besides: nn.Module | None = None) -> tuple[in
     counted = set() if besides is None else {id(parameter) for parameter in besides.parameters()}
     parameters = [parameter for parameter in module.parameters() if id(parameter) not in counted]
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
-
-
-@contextmanager
-def _evaluated(layer: nn.Module) -> Iterator[None]:
-    """All parts of ``layer`` in evaluation mode: in training mode some refuse a single sample."""
-    modes = [(module, module.training) for module in layer.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _run_on_meta(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from .errors import ModelError
 from .generated_forward import FURTHER_INPUTS, check_names, further_inputs
 from .layers import ConvLayer
 from .layers.hypernet_conv import HypernetConv2d
+from .modules import MODULE_STATE
 from .regions import TracedRegion, trace_regions
 from .throwaway import cleared_caches, throwaway_copy, untouched_randomness
 from .tracer import opaque_modules
@@ -119,7 +120,7 @@ def as_graph_model(model: nn.Module) -> GraphModel:
         check_names(graph)
         graph._tracer_cls = None  # pickles name the tracer, and ours wants arguments
     parts = nn.Module()
-    parts.__dict__.update({name: model.__dict__[name] for name in _MODULE_STATE if name in model.__dict__})
+    parts.__dict__.update({name: model.__dict__[name] for name in MODULE_STATE if name in model.__dict__})
     parts.__dict__.update(constants_of(region, copied, model))
     made = _assembled(parts, region.evaluation, region.training, type(model).__name__)
     made.meta[FURTHER_INPUTS] = further_inputs(model)
@@ -183,12 +184,9 @@ def _assembled(parts: nn.Module, evaluation: fx.Graph, training: fx.Graph | None
     made.meta = parts.__dict__.get("meta", {})
     made.__dict__.update({name: value for name, value in parts.__dict__.items() if name not in made.__dict__})
     for name, value in parts.__dict__.items():  # hooks and the like
-        if name in _MODULE_STATE and name not in ("_modules", "_parameters", "_buffers"):
+        if name in MODULE_STATE and name not in ("_modules", "_parameters", "_buffers"):
             made.__dict__[name] = value
     return made
-
-
-_MODULE_STATE = frozenset(nn.Module().__dict__)
 
 
 def _unpickled(

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from .conv_classes import CONVS
 from .layers import ConvLayer
+from .modules import join
 from .tracer import OUTPUT_OF, ConvTracer, FaithfulTracer
 
 
@@ -90,13 +91,13 @@ def _trace_below(
     region = _trace_region(name, module, holding, opaque)
     if region is None:
         for child_name, child in module.named_children():
-            yield from _trace_below(_join(name, child_name), child, holding, opaque)
+            yield from _trace_below(join(name, child_name), child, holding, opaque)
         return
     yield region
     for failed in region.failures:
         inner = module.get_submodule(failed)
         for child_name, child in inner.named_children():
-            yield from _trace_below(_join(name, f"{failed}.{child_name}"), child, holding, opaque)
+            yield from _trace_below(join(name, f"{failed}.{child_name}"), child, holding, opaque)
 
 
 def _trace_region(
@@ -172,10 +173,6 @@ def _single_call(name: str, conv: nn.Module) -> TracedRegion:
     call.meta[OUTPUT_OF] = [""]
     graph.output(call)
     return TracedRegion(name, graph, None)
-
-
-def _join(name: str, child: str) -> str:
-    return f"{name}.{child}" if name else child
 
 
 def follow(graph: fx.Graph, node: fx.Node, root: nn.Module) -> tuple[str | None, str | None]:

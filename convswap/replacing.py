@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from .errors import ModelError
+from .modules import MODULE_STATE
 
 
 def put_in_place(model: nn.Module, layers: dict[int, nn.Module]) -> None:
@@ -28,11 +29,8 @@ def put_in_place(model: nn.Module, layers: dict[int, nn.Module]) -> None:
             if id(child) in layers:
                 module._modules[name] = layers[id(child)]
         for name, value in module.__dict__.items():
-            if name not in _MODULE_STATE:
+            if name not in MODULE_STATE:
                 module.__dict__[name] = _replace_inside(value, layers, seen)
-
-
-_MODULE_STATE = frozenset(nn.Module().__dict__)
 
 
 def _replace_inside(value: Any, layers: dict[int, nn.Module], seen: set[int]) -> Any:

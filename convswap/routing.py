@@ -25,6 +25,7 @@ from .guide_nodes import (
 )
 from .inplace import only_read
 from .layers.hypernet_conv import HypernetConv2d
+from .modules import join
 from .regions import TracedRegion, trace_regions
 from .throwaway import cleared_caches, throwaway_copy, untouched_randomness
 from .tracer import opaque_modules
@@ -135,7 +136,7 @@ def routed_parts(copied: nn.Module, opaque: Mapping[str, str], everything: bool 
             inputs[id(root)] = further_inputs(root)
             wanted.update(_undone(root, copied))
     parts = [_route(r, copied, wanted, inputs.get(id(copied.get_submodule(r.name)), ())) for r in regions]
-    reached = {id(copied.get_submodule(_join(part.region.name, name))) for part in parts for name in part.routes}
+    reached = {id(copied.get_submodule(join(part.region.name, name))) for part in parts for name in part.routes}
     missing = [name for name, layer in wanted.items() if id(layer) not in reached]
     if missing:
         raise GuideError(
@@ -159,7 +160,7 @@ def _undone(root: nn.Module, model: nn.Module) -> dict[str, HypernetConv2d]:
     for name, guide in changed.routes.items():
         layer: Any = root.get_submodule(name)
         layer.guide = guide_in_whole(guide, prefix)
-        layers[_join(prefix, name)] = layer
+        layers[join(prefix, name)] = layer
     return layers
 
 
@@ -264,7 +265,3 @@ def guided_code(part: Routed, base: type[nn.Module]) -> GuidedForward:
         for graph in (part.region.evaluation, part.region.training or part.region.evaluation)
     )
     return GuidedForward(base, part.routes, part.inputs, evaluation, training)
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name

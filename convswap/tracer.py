@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from .inplace import latest
+from .modules import MODULE_STATE
 
 OUTPUT_OF, INPUT_OF = "convswap_output_of", "convswap_input_of"
 """Where the ``meta`` of a node names the modules, traced through or not, that return its value, or are given it."""
@@ -218,11 +219,8 @@ def _values(holder: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in holder.items()
-        if name not in _MODULE_STATE and not name.startswith("_tensor_constant")
+        if name not in MODULE_STATE and not name.startswith("_tensor_constant")
     }
-
-
-_MODULE_STATE = frozenset(nn.Module().__dict__)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -19,6 +19,7 @@ from .further_inputs import with_further_inputs, without_further_inputs
 from .inputs import as_call, default_input_shape, is_shape, make_inputs
 from .layers._geometry import effective_size, normalise_padding, pad_widths
 from .layers.hypernet_conv import HypernetConv2d
+from .modules import evaluation_mode
 from .targets.base import Fidelity
 from .throwaway import untouched_randomness
 
@@ -142,7 +143,7 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
         if name not in checks or check.relative_error > checks[name].relative_error:
             checks[name] = check
 
-    with _evaluation(original), _evaluation(converted), torch.no_grad(), untouched_randomness():
+    with evaluation_mode(original), evaluation_mode(converted), torch.no_grad(), untouched_randomness():
         state = torch.get_rng_state()  # both see the same random numbers, if they draw any
         try:
             with _noting_guides({name: layer for name, (_, layer) in pairs.items()}, guides):
@@ -318,18 +319,6 @@ def _compare_tensors(expected: Tensor, actual: Tensor) -> tuple[float, float]:
     difference = (actual[finite].to(wide) - kept).abs().nan_to_num(nan=float("inf")).max().item()
     magnitude = kept.abs().max().item()
     return difference, difference / magnitude if magnitude > 0 else difference
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -1,0 +1,28 @@
+"""What holds for any module: its state, its mode, and the names of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+MODULE_STATE = frozenset(nn.Module().__dict__)
+"""Names of the attributes that every module has."""
+
+
+def join(prefix: str, name: str) -> str:
+    """The qualified name of what is called ``name`` within the part ``prefix``, either of which may be empty."""
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """All parts of ``model`` in evaluation mode, and each in its own again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
