@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convswap.layers.dynamic_conv import Formula, choose_formula, dynamic_conv
+from convswap.layers.dynamic_choice import Formula, choose_formula
+from convswap.layers.dynamic_conv import dynamic_conv
 
 from .timing import forward_and_backward, table_row, times
 
@@ -45,9 +46,12 @@ SHAPES = (
     Shape(32, 512, 512, 7, 3),
     Shape(8, 256, 256, 14, 3),
     Shape(8, 64, 64, 56, 3),
+    Shape(8, 128, 128, 28, 3),
+    Shape(8, 16, 16, 56, 3),
     Shape(8, 256, 256, 14, 3, groups=2),
     Shape(8, 256, 256, 14, 3, groups=32),
     Shape(8, 256, 256, 14, 3, groups=256),
+    Shape(8, 144, 144, 56, 3, groups=144),
     Shape(32, 144, 144, 28, 3, groups=144),
     Shape(8, 384, 384, 14, 7, groups=384),
     Shape(8, 96, 96, 56, 7, groups=96),
@@ -79,7 +83,7 @@ def measure(shape: Shape, memory_format: torch.memory_format, backward: bool, ro
     conv = partial(F.conv2d, x, plain, plain_bias, 1, padding, 1, shape.groups)
     runs = {"plain": timed(conv, [x, plain, plain_bias])}
     for formula in FORMULAS:
-        if formula == "matmul" and shape.kernel > 1:
+        if (formula == "matmul" and shape.kernel > 1) or (formula == "depthwise" and shape.groups < shape.channels):
             continue
         runs[formula] = timed(
             partial(dynamic_conv, x, weight, bias, attention, 1, padding, 1, shape.groups, formula=formula),

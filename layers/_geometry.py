@@ -75,6 +75,19 @@ def pad_widths(
     return [(p, p) for p in padding]
 
 
+def check_fits(input_size: Sequence[int], widths: Sequence[tuple[int, int]], window: Sequence[int]) -> None:
+    """Check that there is an output pixel on each axis.
+
+    Raises:
+        ValueError: if the dilated kernel, which spans ``window``, is larger than the padded input.
+    """
+    if any(size + sum(width) < extent for size, width, extent in zip(input_size, widths, window, strict=True)):
+        raise ValueError(
+            f"the kernel spans {tuple(window)} pixels and the input {tuple(input_size)}, padded by "
+            f"{' and '.join(str(width) for width in widths)}, has less: take more padding or a smaller kernel"
+        )
+
+
 def conv_nd(
     x: Tensor,
     weight: Tensor,

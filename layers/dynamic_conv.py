@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from ._exporting import is_exporting
 from ._geometry import (
     IntOrInts,
     Padding,
     conv_nd,
     effective_size,
     is_channels_last,
-    memory_format,
     normalise_padding,
     output_size,
     pad,
     pad_widths,
     per_axis,
 )
+from .dynamic_choice import Formula, check_formula, choose_formula, output_format
+from .large_depthwise import MAX_STRIDE
+from .ops import dynamic_conv2d
+from .ops._autocast import autocast_like_conv
+from .ops._load import use_kernels
 from .per_sample_conv import grouped, loop, matmul
-
-Formula = Literal["grouped", "loop", "matmul", "stacked"]
+from .per_sample_depthwise import depthwise
 
 
 def dynamic_conv(
@@ -51,13 +53,15 @@ def dynamic_conv(
         formula: which way to compute it. All give the same numbers: ``"grouped"`` mixes the kernels and runs one
             convolution with a group for each sample, ``"loop"`` one convolution for each sample, ``"matmul"`` (1x1
             kernels only) a batched matrix product; ``"stacked"`` convolves once with all kernels and mixes the
-            outputs. By default the cheapest for the shapes at hand.
+            outputs. ``"fused"`` (not in three dimensions) mixes block by block while it multiplies, so that no
+            sample's kernel is ever held; ``"depthwise"`` (groups = C, zeros around, dilation 1, not in three
+            dimensions) runs the op behind `large_depthwise_conv2d`. By default the cheapest for the shapes at hand.
 
     Returns:
         (B, O, *out), or (O, *out).
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes or dtypes do not fit together, or the formula is not for them.
     """
     dims = weight.dim() - 2
     if formula is not None and formula not in get_args(Formula):
@@ -74,6 +78,9 @@ def dynamic_conv(
     _check_shapes(x, weight, bias, attention, groups)
     steps = per_axis(stride, dims, "stride")
     spacing = per_axis(dilation, dims, "dilation")
+    for name, values in (("stride", steps), ("dilation", spacing)):
+        if min(values) < 1:
+            raise ValueError(f"{name} must be at least 1, got {values}")
     window = effective_size(weight.shape[2:], spacing)
     widths = pad_widths(normalise_padding(padding, dims), window, steps, x.shape[2:])
     attention = attention.to(weight.dtype)
@@ -81,65 +88,28 @@ def dynamic_conv(
         pixels = 1
         for size in output_size(x.shape[2:], widths, window, steps):
             pixels *= size
-        formula = choose_formula(x, weight, attention.shape[1], groups, pixels)
-    elif x.shape[0] == 0:
-        formula = "stacked"
-    if formula == "matmul" and weight[0, 0].numel() != 1:
-        raise ValueError(f'formula "matmul" is for 1x1 kernels, got {tuple(weight.shape[2:])}')
+        plain = padding_mode == "zeros" and max(spacing) == 1 and max(steps) <= MAX_STRIDE
+        formula = choose_formula(x, weight, attention.shape[1], groups, pixels, plain)
+    else:
+        check_formula(formula, weight, groups, steps, spacing, padding_mode)
+        if x.shape[0] == 0:
+            formula = "stacked"
 
     if formula == "stacked":
         y = _stacked(x, weight, bias, attention, steps, widths, spacing, groups, padding_mode)
+    elif formula == "fused":
+        y = _fused(x, weight, bias, attention, steps, widths, spacing, groups, padding_mode)
     else:
         mixed = mix_kernels(weight, attention)
         mixed_bias = None if bias is None else attention @ bias.reshape(attention.shape[1], -1)
         if formula == "matmul":
             y = matmul(pad(x, widths, padding_mode), mixed, mixed_bias, steps, groups)
+        elif formula == "depthwise":
+            y = depthwise(x, mixed, mixed_bias, steps, widths)
         else:
             compute = loop if formula == "loop" else grouped
             y = compute(x, mixed, mixed_bias, steps, widths, spacing, groups, padding_mode)
-    return y.contiguous(memory_format=_output_format(x, weight))
-
-
-def choose_formula(x: Tensor, weight: Tensor, kernels: int, groups: int, pixels: int) -> Formula:
-    """The cheapest formula for these shapes, calibrated on the CPU by ``benchmarks/dynamic_formulas.py``.
-
-    Mixing kernels first moves each sample's kernel through memory, which costs as much as convolving some number of
-    output pixels with it (`_mixing_cost_in_pixels`); convolving with all kernels costs ``kernels - 1`` further
-    convolutions of every pixel. Depthwise kernels are too small for mixing to cost anything.
-
-    A group or a turn for each sample cannot be exported with a dynamic batch; ``"stacked"`` can. Turns are unrolled by
-    a compiler, into a new graph for each size of the batch.
-    """
-    batch = x.shape[0]
-    if is_exporting() or batch == 0:
-        return "stacked"
-    if batch == 1:
-        return "loop"
-    on_cpu = x.device.type == "cpu"
-    depthwise = weight.shape[1] == 1
-    point = weight[0, 0].numel() == 1
-    if not point and not depthwise and (kernels - 1) * pixels < _mixing_cost_in_pixels(batch, on_cpu):
-        return "stacked"
-    turns = on_cpu and not torch.compiler.is_compiling()
-    if turns and _output_format(x, weight) != torch.contiguous_format:
-        return "loop"  # the others would have to leave channels_last and come back
-    if point and not depthwise:
-        return "matmul"
-    return "loop" if turns and groups == 1 else "grouped"
-
-
-def _mixing_cost_in_pixels(batch: int, on_cpu: bool) -> int:
-    """Output pixels whose convolution takes as long as mixing the kernel: on the CPU rather more in large batches.
-
-    Elsewhere not measured; a higher value, since there arithmetic is cheaper next to moving memory.
-    """
-    return 128 + 2 * min(batch, 32) if on_cpu else 512
-
-
-def _output_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """The memory format that a plain convolution of these tensors gives its result."""
-    own = memory_format(x)
-    return own if own != torch.contiguous_format else memory_format(weight)
+    return y.contiguous(memory_format=output_format(x, weight))
 
 
 def mix_kernels(weight: Tensor, attention: Tensor) -> Tensor:
@@ -155,8 +125,10 @@ def mix_kernels(weight: Tensor, attention: Tensor) -> Tensor:
 def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, attention: Tensor, groups: int) -> None:
     if x.dim() != weight.dim():
         raise ValueError(f"x must have {weight.dim()} axes (or one less, without batch), got shape {tuple(x.shape)}")
-    if attention.dim() != 2 or attention.shape[0] != x.shape[0]:
-        raise ValueError(f"attention must be (batch {x.shape[0]}, kernels), got {tuple(attention.shape)}")
+    if attention.dim() != 2 or attention.shape[0] != x.shape[0] or not attention.shape[1]:
+        raise ValueError(
+            f"attention must be (batch {x.shape[0]}, kernels) with a kernel or more, got {tuple(attention.shape)}"
+        )
     if weight.shape[0] % attention.shape[1]:
         raise ValueError(f"weight has {weight.shape[0]} rows, no multiple of the {attention.shape[1]} kernels")
     if x.shape[1] != weight.shape[1] * groups:
@@ -168,6 +140,11 @@ def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor | None, attention: Ten
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    given = {"x": x, "weight": weight, **({} if bias is None else {"bias": bias})}
+    if len({autocast_like_conv(value).dtype for value in given.values()}) > 1:
+        raise ValueError(
+            "all must have one dtype, got " + ", ".join(f"{name} {value.dtype}" for name, value in given.items())
+        )
 
 
 def _stacked(
@@ -189,10 +166,47 @@ def _stacked(
         if bias is not None:
             bias = bias.reshape(blocks).transpose(0, 1).flatten()
     y = conv_nd(x, weight, bias, stride, widths, dilation, groups, padding_mode)
-    # Term by term and not as one product, which would not keep channels_last.
+    # Term by term and not as one product, which would not keep channels_last; added up in single precision at least.
     terms = y.reshape(-1, groups, kernels, out // groups, *y.shape[2:]).unbind(2)
-    shares = attention.to(y.dtype).reshape(-1, kernels, *(1 for _ in terms[0].shape[1:])).unbind(1)
+    precise = attention.to(torch.promote_types(y.dtype, torch.float32))
+    shares = precise.reshape(-1, kernels, *(1 for _ in terms[0].shape[1:])).unbind(1)
     mixed = terms[0] * shares[0]
     for term, share in zip(terms[1:], shares[1:], strict=True):
         mixed = mixed + term * share
-    return mixed.reshape(-1, out, *y.shape[2:])
+    return mixed.reshape(-1, out, *y.shape[2:]).to(y.dtype)
+
+
+def _fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    attention: Tensor,
+    stride: tuple[int, ...],
+    widths: list[tuple[int, int]],
+    dilation: tuple[int, ...],
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    if weight.dim() == 3:  # an image of one row
+        one_row = _fused(
+            x.unsqueeze(2),
+            weight.unsqueeze(2),
+            bias,
+            attention,
+            (1, *stride),
+            [(0, 0), *widths],
+            (1, *dilation),
+            groups,
+            padding_mode,
+        )
+        return one_row.squeeze(2)
+    if padding_mode != "zeros":
+        x, widths = pad(x, widths, padding_mode), [(0, 0), (0, 0)]
+    x, weight, attention = (autocast_like_conv(value) for value in (x, weight, attention))
+    mixed_bias = None
+    if bias is not None:
+        mixed_bias = attention @ autocast_like_conv(bias).reshape(attention.shape[1], -1)
+    convolve = dynamic_conv2d.forward if use_kernels(x) else dynamic_conv2d.dynamic_conv2d_ref
+    around = [width for pair in widths for width in pair]
+    y: Tensor = convolve(x, weight, mixed_bias, attention, list(stride), around, list(dilation), groups)
+    return y

@@ -11,6 +11,7 @@ from ._geometry import (
     PADDING_MODES,
     IntOrInts,
     Padding,
+    check_fits,
     effective_size,
     normalise_padding,
     output_size,
@@ -53,11 +54,7 @@ def resolve_window(
             raise ValueError(f"{name} must be at least 1, got {values}")
     extents = effective_size(kernel, spacing)
     widths = pad_widths(normalise_padding(padding, 2), extents, steps, input_size)
-    if any(size + sum(width) < extent for size, width, extent in zip(input_size, widths, extents, strict=True)):
-        raise ValueError(
-            f"the kernel spans {extents} pixels and the input {tuple(input_size)}, padded by {widths[0]} and "
-            f"{widths[1]}, has less: take more padding or a smaller kernel"
-        )
+    check_fits(input_size, widths, extents)
     return Window(kernel, steps, widths, spacing, output_size(input_size, widths, extents, steps))
 
 
