@@ -44,8 +44,10 @@ def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
         dcls_scatter,
         dcls_separable,
         dcls_sparse_conv2d,
+        dynamic_conv2d,
         guided_channelwise_conv2d,
         guided_local_conv2d,
+        hybrid_activation,
         large_depthwise_conv2d,
     )
 
@@ -59,6 +61,10 @@ def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield large_depthwise_conv2d.forward, (x, kernel, bias, *geometry)
     yield large_depthwise_conv2d.input_grad, (y, kernel, [3, 37, 34], *geometry)
     yield large_depthwise_conv2d.weight_grad, (y, x, [9, 7], *geometry)
+    for z in (x, numbers(37, 34)):
+        factors, powers = numbers(z.shape[1]), numbers(z.shape[1]).sigmoid() + 0.5
+        yield hybrid_activation.forward, (z, factors, powers)
+        yield hybrid_activation.backward, (z.flip(0), z, factors, powers)
     weight, P, SIG = numbers(6, 1, 5), 3 * numbers(2, 6, 1, 5), numbers(2, 6, 1, 5)
     grid = ([9, 7], [1, 0])
     yield dcls_scatter.forward, (weight, P, *grid, True, False)
@@ -89,6 +95,12 @@ def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield guided_local_conv2d.forward, (x, kernels, None, *around, 2)
     yield guided_local_conv2d.input_grad, (y[:, :4], kernels, [4, 37, 36], *around, 2)
     yield guided_local_conv2d.weight_grad, (y[:, :4], x, *around, 2)
+    dilated = ([2, 1], [1, 2, 0, 1], [1, 2], 2)
+    x, kernels, shares = numbers(3, 10, 17, 15), numbers(3 * 70, 5, 3, 3), numbers(3, 3)
+    y, more = dynamic_conv2d.forward(x, kernels, None, shares, *dilated), numbers(3, 70)
+    yield dynamic_conv2d.forward, (x, kernels, more, shares, *dilated)
+    yield dynamic_conv2d.input_grad, (y, kernels, shares, [10, 17, 15], *dilated)
+    yield dynamic_conv2d.weight_grad, (y, x, kernels, shares, *dilated)
     some = numbers(65537)
 
     def many(*shape: int) -> Tensor:

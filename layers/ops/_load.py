@@ -90,12 +90,20 @@ def use_kernels(value: Tensor) -> bool:
     What is exported must consist of torch's own operations, and those of torch alone have derivatives in forward mode
     and under the transforms of ``torch.func``, compiled or not.
     """
+    return want_ops(value) and kernels_loaded(value.device.type)
+
+
+def want_ops(value: Tensor) -> bool:
+    """Whether what is computed with ``value`` can be an op of ours, with kernels or without; they are loaded if not.
+
+    For ops whose plain form is worth calling as an op too, for the sake of its backward.
+    """
     if is_exporting() or value.dtype not in KERNEL_DTYPES or forward_ad._current_level >= 0:
         return False
     if isinstance(peek_interpreter_stack(), CInterpreter):  # torch.compile takes `is not None` to be always true
         return False
     want_kernels(value)
-    return kernels_loaded(value.device.type)
+    return True
 
 
 def _load(backend: Backend, mode: str) -> str | None:
