@@ -2,9 +2,9 @@
 // run-time compiler, and as plain C++ under tests/csrc/cuda_emulation.h, which is how it is tested without a GPU.
 #pragma once
 
-// Shared memory whose size the launch gives; aligned for vectors of 16 bytes.
+// Shared memory whose size the launch gives; aligned for fragments of tensor cores.
 #if defined(__CUDACC__)
-#define CONVSWAP_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define CONVSWAP_SHARED(name) extern __shared__ __align__(32) unsigned char name[]
 #define CONVSWAP_INLINE __forceinline__
 #define CONVSWAP_UNROLL _Pragma("unroll")
 #else

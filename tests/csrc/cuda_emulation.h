@@ -18,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -45,6 +46,7 @@ namespace emulation {
 
 constexpr std::size_t kStackBytes = 64 * 1024;
 constexpr std::size_t kMostSharedBytes = 227 * 1024;
+constexpr std::size_t kSharedAlignment = 32;
 
 enum class State { kReady, kAtWarp, kAtBlock, kDone };
 
@@ -66,12 +68,17 @@ struct Fiber {
   unsigned char slot[16];   // what it holds out to its warp
 };
 
-inline int order = 0;  // 0: ascending, 1: descending, from 2 on: shuffled anew between barriers
+// 0: ascending, 1: descending, from 2 on: shuffled anew between barriers, and each warp runs up to a barrier of the
+// block before another does.
+inline int order = 0;
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline std::size_t count, current;
 inline ucontext_t scheduler;
 inline std::function<void()> kernel;
-inline std::unique_ptr<unsigned char[]> shared;
+struct FreeShared {
+  void operator()(unsigned char* memory) const { operator delete[](memory, std::align_val_t{kSharedAlignment}); }
+};
+inline std::unique_ptr<unsigned char[], FreeShared> shared;
 inline std::string failure;
 
 inline unsigned char* shared_memory() { return shared.get(); }
@@ -138,15 +145,20 @@ inline std::string named(const dim3& i) {
 
 inline std::string named(const Barrier& at) { return std::string(at.file) + ":" + std::to_string(at.line); }
 
+// Whether the threads from first to end are a warp that waits for itself; then they go on.
+inline bool release_warp(std::size_t first, std::size_t end) {
+  for (std::size_t i = first; i < end; ++i) {
+    if (fibers[i]->state != State::kAtWarp) return false;
+  }
+  for (std::size_t i = first; i < end; ++i) fibers[i]->state = State::kReady;
+  return true;
+}
+
 // Lets waiting threads go on: whole warps first, then the whole block. False if there is nobody to let go.
 inline bool release() {
   bool moved = false;
   for (std::size_t first = 0; first < count; first += warpSize) {
-    const std::size_t end = std::min(first + warpSize, count);
-    bool all = true;
-    for (std::size_t i = first; i < end; ++i) all = all && fibers[i]->state == State::kAtWarp;
-    for (std::size_t i = first; all && i < end; ++i) fibers[i]->state = State::kReady;
-    moved = moved || all;
+    moved = release_warp(first, std::min(first + warpSize, count)) || moved;
   }
   if (moved) return true;
   std::size_t waiting = 0, done = 0;
@@ -172,7 +184,7 @@ inline bool release() {
 }
 
 inline void run_block(std::size_t shared_bytes) {
-  shared.reset(new unsigned char[shared_bytes]);
+  shared.reset(new (std::align_val_t{kSharedAlignment}) unsigned char[shared_bytes]);
   std::memset(shared.get(), 0xff, shared_bytes);
   for (std::size_t i = 0; i < count; ++i) {
     Fiber& fiber = *fibers[i];
@@ -187,14 +199,24 @@ inline void run_block(std::size_t shared_bytes) {
     fiber.index = dim3(n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y);
   }
   std::uint64_t round = 0;
+  const auto resume = [](std::size_t i) {
+    if (fibers[i]->state != State::kReady) return;
+    current = i;
+    threadIdx = fibers[i]->index;
+    swapcontext(&scheduler, &fibers[i]->context);
+    if (failure.empty()) return;
+    throw std::runtime_error("block " + named(blockIdx) + ", thread " + named(threadIdx) + ": " + failure);
+  };
   do {
-    for (std::size_t i : ordered(count, ++round)) {
-      if (fibers[i]->state != State::kReady) continue;
-      current = i;
-      threadIdx = fibers[i]->index;
-      swapcontext(&scheduler, &fibers[i]->context);
-      if (failure.empty()) continue;
-      throw std::runtime_error("block " + named(blockIdx) + ", thread " + named(threadIdx) + ": " + failure);
+    if (order < 2) {
+      for (std::size_t i : ordered(count, ++round)) resume(i);
+      continue;
+    }
+    for (std::size_t warp : ordered((count + warpSize - 1) / warpSize, ++round)) {
+      const std::size_t first = warp * warpSize, end = std::min(first + warpSize, count);
+      do {
+        for (std::size_t i : ordered(end - first, ++round)) resume(first + i);
+      } while (release_warp(first, end));
     }
   } while (release());
 }
@@ -268,3 +290,5 @@ template <typename T>
 T __ldg(const T* address) {
   return *address;
 }
+
+#include "cuda_wmma.h"

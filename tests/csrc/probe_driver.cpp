@@ -47,6 +47,30 @@ struct alignas(16) Four {
 
 __global__ void crooked(const float* in, float* out) { out[0] = reinterpret_cast<const Four*>(in + 1)->v[0]; }
 
+// A product of a warp's fragments: y = a b + 1, transposed, from a in rows and b in columns. The faults, from 1 on:
+// lanes load from different places, memory that is not aligned, no accumulator to start with, no wait before another
+// lane's numbers are read.
+__global__ void product(const float* a, const float* b, float* y, int fault) {
+  using namespace nvcuda::wmma;
+  CONVSWAP_SHARED(memory);
+  float *rows = reinterpret_cast<float*>(memory), *columns = rows + 272, *sums = columns + 256;
+  for (int i = threadIdx.x; i < 256; i += 32) {
+    rows[i + (fault == 2)] = a[i];
+    columns[i % 16 * 16 + i / 16] = b[i];
+  }
+  __syncwarp();
+  fragment<matrix_a, 16, 16, 16, float, row_major> left;
+  fragment<matrix_b, 16, 16, 16, float, col_major> right;
+  fragment<accumulator, 16, 16, 16, float> sum;
+  load_matrix_sync(left, rows + (fault == 1 && threadIdx.x == 7 ? 16 : fault == 2), 16);
+  load_matrix_sync(right, columns, 16);
+  if (fault != 3) fill_fragment(sum, 1.0f);
+  mma_sync(sum, left, right, sum);
+  store_matrix_sync(sums, sum, 16, mem_col_major);
+  if (fault != 4) __syncwarp();
+  for (int i = threadIdx.x; i < 256; i += 32) y[i] = sums[i];
+}
+
 }  // namespace
 
 extern "C" {
@@ -74,5 +98,8 @@ const char* run_crooked(const float* in, float* out) {
 }
 const char* run_too_large(long long grid_y, long long threads, long long bytes) {
   return emulation::report([&] { emulation::launch(dim3(1, grid_y), threads, bytes, [] {}); });
+}
+const char* run_product(const float* a, const float* b, float* y, long long fault, long long threads) {
+  return emulation::report([&] { emulation::launch(1, threads, 4 * 784, [&] { product(a, b, y, fault); }); });
 }
 }

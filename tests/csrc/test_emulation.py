@@ -25,6 +25,32 @@ def test_shuffles(probe):
     torch.testing.assert_close(y, x.sum(-1) + torch.tensor([1.0, 33.0]))
 
 
+def test_a_product_of_fragments(probe):
+    a, b, y = torch.randn(16, 16), torch.randn(16, 16), torch.empty(16, 16)
+    probe.call("run_product", a, b, Out(y), 0, 32)
+    torch.testing.assert_close(y, (a @ b + 1).T)
+
+
+@pytest.mark.parametrize(
+    ("fault", "threads", "told"),
+    [
+        (1, 32, "loaded their fragments from different places"),
+        (2, 32, "must be aligned to 32 bytes"),
+        (4, 32, "a barrier is missing"),
+        (0, 31, "takes a whole warp"),
+    ],
+)
+def test_a_wrong_product_of_fragments(probe, fault, threads, told):
+    with pytest.raises(AssertionError, match=told):
+        probe.call("run_product", torch.randn(16, 16), torch.randn(16, 16), Out(torch.empty(16, 16)), fault, threads)
+
+
+def test_fragments_start_as_nan(probe):
+    y = torch.empty(16, 16)
+    probe.call("run_product", torch.randn(16, 16), torch.randn(16, 16), Out(y), 3, 32)
+    assert y.isnan().all()
+
+
 @pytest.mark.parametrize("orders", [(0, 1), (0, 2)])
 def test_a_missing_barrier(probe, orders):
     with pytest.raises(AssertionError, match="a barrier is missing"):

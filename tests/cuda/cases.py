@@ -12,10 +12,15 @@ REFERENCES = {
     "dcls_sparse_depthwise_conv2d": ("ops.dcls_sparse_conv2d", "dcls_sparse_depthwise_conv2d_ref"),
     "guided_channelwise_conv2d": ("ops.guided_channelwise_conv2d", "guided_channelwise_conv2d_ref"),
     "guided_local_conv2d": ("ops.guided_local_conv2d", "guided_local_conv2d_ref"),
+    "dynamic_conv2d": ("ops.dynamic_conv2d", "dynamic_conv2d_ref"),
+    "hybrid_activation": ("ops.hybrid_activation", "hybrid_activation_ref"),
 }
 MODULES = {"dcls_sparse_depthwise_conv2d": "dcls_sparse_conv2d"}
-GUIDED = {"guided_channelwise_conv2d", "guided_local_conv2d"}  # their kernels have a batch axis
-HALF = {"large_depthwise_conv2d", "dcls_sparse_depthwise_conv2d", *GUIDED}  # take bfloat16 and float16
+GUIDED = {"guided_channelwise_conv2d", "guided_local_conv2d"}
+BATCHED = {**dict.fromkeys(GUIDED, (0, 1, 2)), "dynamic_conv2d": (0, 2, 3)}  # which arguments have the batch axis
+MIXED = {"dynamic_conv2d"}  # in half precision, they multiply with sums that are rounded to it
+HALF = {"large_depthwise_conv2d", "dcls_sparse_depthwise_conv2d", *GUIDED, *MIXED, "hybrid_activation"}
+"""These take bfloat16 and float16."""
 
 
 def op(name):
@@ -74,6 +79,41 @@ def guided_arguments(name, dtype):
     return found
 
 
+def dynamic_arguments(dtype):
+    """Tiles with pixels of one sample and of several, reductions in parts, groups of few channels."""
+    found = []
+    for batch, kernels, channels, outputs, groups, size, kernel, stride, dilation, padding in [
+        (4, 4, 64, 64, 1, (56, 56), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+        (9, 4, 256, 96, 1, (7, 7), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+        (3, 2, 40, 24, 1, (14, 14), (3, 3), (2, 2), (1, 1), (1, 1, 1, 1)),
+        (4, 4, 144, 144, 144, (56, 56), (3, 3), (1, 1), (1, 1), (1, 1, 1, 1)),
+        (2, 3, 12, 20, 4, (21, 22), (5, 3), (2, 1), (1, 2), (3, 2, 4, 3)),
+        (3, 5, 16, 48, 1, (30, 31), (3, 4), (3, 2), (2, 3), (2, 1, 3, 4)),
+        (5, 1, 70, 35, 1, (6, 5), (1, 1), (1, 1), (1, 1), (0, 0, 0, 0)),
+        (2, 4, 3, 64, 1, (64, 64), (7, 7), (2, 2), (1, 1), (3, 3, 3, 3)),
+    ]:
+        x, w, b, a = (
+            torch.randn(shape).to(dtype)
+            for shape in [
+                (batch, channels, *size),
+                (kernels * outputs, channels // groups, *kernel),
+                (batch, outputs),
+                (batch, kernels),
+            ]
+        )
+        found.append([x, w, b, a, list(stride), list(padding), list(dilation), groups])
+    return found
+
+
+def hybrid_arguments(dtype):
+    """Images and rows. Powers are such that no number of half precision is too large or too small."""
+    shapes = [(5, 37, 28, 28), (300, 70), (3, 5, 33)]
+    return [
+        [torch.randn(shape).to(dtype), torch.randn(shape[1]).to(dtype), (torch.rand(shape[1]) + 0.5).to(dtype)]
+        for shape in shapes
+    ]
+
+
 def arguments(name, dtype):
     """Lists of arguments, tensors in ``dtype`` and on the CPU; those to differentiate by require grad."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -98,6 +138,10 @@ def arguments(name, dtype):
             found.append([x, weight, P, [9, 9], [1, 0], normalise, True, [stride, stride], [4, 4, 3, 4]])
     elif name in GUIDED:
         found = guided_arguments(name, dtype)
+    elif name == "dynamic_conv2d":
+        found = dynamic_arguments(dtype)
+    elif name == "hybrid_activation":
+        found = hybrid_arguments(dtype)
     else:
         for dims, axes in [(1, [0]), (2, [1, 0]), (2, [0, 1]), (3, [2, 0, 1])]:
             for outs, ins, count in [(5, 3, 4), (64, 1, 34)]:

@@ -5,14 +5,15 @@ import torch
 
 from convswap.layers.ops._load import kernels_mode, load_kernels, why_not_loaded
 
-from .cases import GUIDED, HALF, REFERENCES, arguments, op, reference
+from .cases import BATCHED, HALF, MIXED, REFERENCES, arguments, op, reference
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 DEVICE = "cuda"
+HALVES = [torch.bfloat16, torch.float16]
 DTYPES = {name: [torch.float32, torch.float64] for name in REFERENCES}
 for one in HALF:
-    DTYPES[one] += [torch.bfloat16, torch.float16]
+    DTYPES[one] += HALVES
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +51,8 @@ def check(name, args, dtype, channels_last=False):
     for y, z in zip(found, exact, strict=True):
         # Rounded once to the tensor's dtype; summed before in fp32 or fp64.
         summed = 1e-12 if dtype == torch.float64 else 1e-5
+        if name in MIXED and dtype in HALVES:
+            summed = torch.finfo(dtype).eps
         bound = torch.finfo(y.dtype).eps * z.abs() + summed * z.abs().max()
         assert ((y.cpu().double() - z).abs() <= bound).all(), (name, dtype, [getattr(a, "shape", a) for a in args])
 
@@ -92,9 +95,9 @@ def test_in_a_cuda_graph(name):
 def test_no_output(name):
     args, tensors = moved(arguments(name, torch.float32)[0], DEVICE)
     none = args[0].detach()[:0].requires_grad_()
-    if name in GUIDED:
-        args = [a.detach()[:0].requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
-        tensors = args[:3]
+    if name in BATCHED:
+        args = [a.detach()[:0].requires_grad_() if i in BATCHED[name] else a for i, a in enumerate(args)]
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
     elif name in HALF:
         args[0] = tensors[0] = none
     else:
@@ -138,3 +141,21 @@ def test_more_generated_numbers_than_32_bits_count():
     del w
     backward = torch.ops.convswap.guided_channelwise_conv2d_weight_grad.default
     assert torch.equal(backward(y, x, *geometry)[-1:], backward(y[-1:], x[-1:], *geometry))
+
+
+def test_more_mixed_numbers_than_32_bits_count():
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GB of free GPU memory")
+    forward, geometry = op("dynamic_conv2d"), ([1, 1], [1, 1, 1, 1], [1, 1], 1025)
+    x = torch.randn(1, 1, 256, 256, device=DEVICE, dtype=torch.bfloat16).repeat(33, 1025, 1, 1)
+    w = torch.randn(2 * 1025, 1, 3, 3, device=DEVICE, dtype=torch.bfloat16)
+    a = torch.randn(33, 2, device=DEVICE, dtype=torch.bfloat16)
+    y = forward(x, w, None, a, *geometry)
+    assert x.numel() > 2**31
+    assert torch.equal(y[-1:], forward(x[-1:], w, None, a[-1:], *geometry))
+    backward = torch.ops.convswap.dynamic_conv2d_input_grad.default
+    alone = backward(y[-1:], w, a[-1:], [1025, 256, 256], *geometry)
+    assert torch.equal(backward(y, w, a, [1025, 256, 256], *geometry)[-1:], alone)
+    backward = torch.ops.convswap.dynamic_conv2d_weight_grad.default
+    alone = backward(y[-1:], x[-1:], w, a[-1:], *geometry)[1]
+    assert torch.equal(backward(y, x, w, a, *geometry)[1][-1:], alone)
