@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ._base import ConvLayer, parameter_like
 from ._geometry import IntOrInts, Padding, effective_size, output_size, pad_widths
-from .hypernet.generator import Hypernet, HypernetFactory, make_body
+from .hypernet.generator import Hypernet, HypernetFactory
 from .hypernet_conv import HypernetConv2d
 from .ops._load import want_kernels
+from .own_net import make_net
 
 
 class GuidedLayer(ConvLayer):
@@ -209,11 +210,14 @@ class GuidedLayer(ConvLayer):
         """A hypernet that generates zeros for this layer."""
         device, dtype = self._place.device, self._place.dtype
         channels = self.in_channels if guide_channels is None else guide_channels
+        body = None
+        if factory is not None:
+            body = make_net(factory, "hypernet", channels, hidden, device, dtype, generator)
         common: dict[str, Any] = {
             "hidden": hidden,
             "bias_channels": self.out_channels if generate_bias else None,
             "bias_start": self.bias is None,
-            "body": None if factory is None else make_body(factory, channels, hidden, device, dtype, generator),
+            "body": body,
             "generator": generator,
             "device": device,
             "dtype": dtype,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..own_net import NetFactory
 from .init import check_init, draw_linear, hyperfan_in_, hyperfan_out_, leaky_relu_mean_square, zero_linear
 
-HypernetFactory: TypeAlias = Callable[[int, int], nn.Module]
+HypernetFactory: TypeAlias = NetFactory
 """From the numbers of guide channels and of features to a net of one's own: (B, guide channels, H, W) to
 (B, features) or (B, features, h, w)."""
 
@@ -253,28 +253,3 @@ def check_like(guide: Tensor, weight: Tensor) -> Tensor:
 def as_image(value: Tensor) -> Tensor:
     """(B, n) as (B, n, 1, 1); an image itself."""
     return value[..., None, None] if value.dim() == 2 else value
-
-
-def make_body(
-    factory: HypernetFactory,
-    guide_channels: int,
-    hidden: int,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    generator: torch.Generator | None,
-) -> nn.Module:
-    """The user's own net on this device. With a ``generator`` its random start comes from there.
-
-    Raises:
-        TypeError: if the factory returns no module.
-    """
-    on_meta = torch.device(device).type == "meta"
-    own_start = generator is not None and not on_meta
-    with torch.random.fork_rng(devices=[], enabled=own_start), torch.device("meta" if on_meta else "cpu"):
-        if own_start:
-            # The CPU's alone: torch.manual_seed would also set those of GPUs, which are not put back.
-            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator, device="cpu")))
-        body = factory(guide_channels, hidden)
-    if not isinstance(body, nn.Module):
-        raise TypeError(f"hypernet must be a function that returns an nn.Module, it returned {type(body).__name__}")
-    return body.to(device=device, dtype=dtype)
