@@ -11,7 +11,17 @@ import timm
 import torch
 import torchvision
 
-from . import conversion, dcls, dcls_construction, dcls_sparse, dynamic, dynamic_formulas, guided, large_depthwise
+from . import (
+    conversion,
+    dcls,
+    dcls_construction,
+    dcls_sparse,
+    dynamic,
+    dynamic_formulas,
+    guided,
+    hybrid,
+    large_depthwise,
+)
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 
@@ -35,6 +45,7 @@ def lines() -> Iterator[str]:
         ("Dynamic convolution", dynamic.rows()),
         ("The formulas of dynamic convolution, as ratios to the plain one", dynamic_formulas.rows(rounds=3)),
         ("Guided convolution", guided.rows()),
+        ("Kernels predicted for each patch", hybrid.rows()),
     ):
         yield from ("", f"## {title}", "", *rows)
 

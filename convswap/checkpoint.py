@@ -65,7 +65,8 @@ def match_precision(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         wanted = state.get(name)
         if wanted is not None and wanted.is_floating_point() and tensor.dtype != wanted.dtype:
-            tensor.data = tensor.data.to(wanted.dtype)
+            held = tensor if tensor._base is None else tensor._base  # of what has several names, each is a view
+            held.data = held.data.to(wanted.dtype)
 
 
 def shorten_keys(keys: list[str], limit: int = 4) -> str:

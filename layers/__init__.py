@@ -3,9 +3,11 @@
 They need nothing but torch.
 """
 
-from . import functional, hypernet
+from . import functional, hybrid, hypernet
 from ._base import ConvLayer
-from .attention import KernelAttention
+from .attended import AttendedConv
+from .attention import KernelAttention, OmniAttention, RoutingAttention, Tempered
+from .cond_conv import CondConv2d
 from .dcls import Dcls1d, Dcls2d, Dcls3d
 from .dcls_base import DclsLayer
 from .dcls_dilated import DclsDilated1d, DclsDilated2d
@@ -18,9 +20,14 @@ from .guided_base import GuidedLayer
 from .guided_channelwise import GuidedChannelWiseConv2d
 from .guided_local import GuidedLocalConv2d
 from .guided_separable import SeparableGuidedConv2d
+from .hybrid_dense import HybridDense
 from .hypernet_conv import HypernetConv2d
+from .od_conv import ODConv2d
+from .patch_dynamic import PatchDynamicConv2d
 
 __all__ = [
+    "AttendedConv",
+    "CondConv2d",
     "ConvLayer",
     "Dcls1d",
     "Dcls2_1d",
@@ -39,11 +46,18 @@ __all__ = [
     "GuidedDepthWiseConv2d",
     "GuidedLayer",
     "GuidedLocalConv2d",
+    "HybridDense",
     "HypernetConv2d",
     "KernelAttention",
+    "ODConv2d",
+    "OmniAttention",
+    "PatchDynamicConv2d",
+    "RoutingAttention",
     "SeparableGuidedConv2d",
+    "Tempered",
     "clamp_after_step",
     "functional",
+    "hybrid",
     "hypernet",
     "layers_with_shared_positions",
 ]

@@ -8,7 +8,11 @@ from .dynamic_conv import dynamic_conv, mix_kernels
 from .guided_conv import guided_conv2d, guided_depthwise_conv2d
 from .guided_pixelwise import guided_channelwise_conv2d, guided_local_conv2d
 from .guided_separable import separable_guided_conv2d
+from .hybrid_activation import hybrid_activation
+from .hybrid_dense import hybrid_dense
 from .large_depthwise import large_depthwise_conv2d
+from .od_formula import od_conv2d
+from .patch_dynamic_conv import patch_dynamic_conv2d
 
 __all__ = [
     "construct_dilated_kernel",
@@ -20,7 +24,11 @@ __all__ = [
     "guided_conv2d",
     "guided_depthwise_conv2d",
     "guided_local_conv2d",
+    "hybrid_activation",
+    "hybrid_dense",
     "large_depthwise_conv2d",
     "mix_kernels",
+    "od_conv2d",
+    "patch_dynamic_conv2d",
     "separable_guided_conv2d",
 ]

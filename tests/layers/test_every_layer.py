@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from convswap.layers import (
+    CondConv2d,
     ConvLayer,
     Dcls1d,
     Dcls2_1d,
@@ -34,6 +35,8 @@ from convswap.layers import (
     GuidedDepthWiseConv2d,
     GuidedLayer,
     GuidedLocalConv2d,
+    ODConv2d,
+    PatchDynamicConv2d,
     SeparableGuidedConv2d,
 )
 
@@ -51,6 +54,8 @@ class Kind:
     """For depthwise convolutions only, with so many outputs for each channel."""
     made_with: dict[str, Any] = field(default_factory=dict)
     """Options of the constructor that ``from_conv`` has not."""
+    normed: bool = False
+    """A norm makes the outputs for a sample depend on the others, but for evaluation mode."""
 
     @property
     def dims(self) -> int:
@@ -84,7 +89,13 @@ KINDS = (
     Kind(DynamicConv1d),
     Kind(DynamicConv2d),
     Kind(DynamicConv2d, {"kernels": 2, "temperature": 30.0}),
+    Kind(DynamicConv2d, {"attention": own_net}),
     Kind(DynamicConv3d),
+    Kind(CondConv2d),
+    Kind(ODConv2d),
+    Kind(ODConv2d, {"kernels": 1, "temperature": 30.0}),
+    Kind(ODConv2d, {"kernels": 3}, kernel_size=(1, 1)),
+    Kind(ODConv2d, {"kernels": 2}, multiple=1),
     Kind(Dcls1d),
     Kind(Dcls2d),
     Kind(Dcls2d, {"kernel_count": 20}),
@@ -99,6 +110,8 @@ KINDS = (
     Kind(DclsDilated1d),
     Kind(DclsDilated2d),
     Kind(DclsDilated2d, {"shared_positions": True, "gain": 0.5}),
+    Kind(PatchDynamicConv2d, normed=True),
+    Kind(PatchDynamicConv2d, {"hidden": 3}, multiple=1, normed=True),
     Kind(GuidedConv2d),
     Kind(GuidedConv2d, {"generate_bias": True}),
     Kind(GuidedConv2d, {"hypernet": own_net}),
@@ -133,6 +146,11 @@ def carried_parameters(layer):
 
 def state_of(layer):
     return {name: value.detach().clone() for name, value in layer.state_dict().items()}
+
+
+def dtypes_of(layer):
+    """Those of its tensors, but for counters."""
+    return {value.dtype for value in layer.state_dict().values() if value.is_floating_point()}
 
 
 def same_state(one, other):
@@ -191,7 +209,7 @@ def test_half_precision_is_carried(kind, dtype):
     g = kind.usual()
     conv, x = g.conv(dtype), g.input(dtype=dtype)
     layer = kind.from_conv(conv)
-    assert {value.dtype for value in layer.state_dict().values()} == {dtype}
+    assert dtypes_of(layer) == {dtype}
     y = layer(x)
     assert y.dtype == dtype
     assert relative_error(y, conv(x)) < (8 * torch.finfo(dtype).eps if kind.exact else 0.03)
@@ -331,14 +349,15 @@ def make(kind, **changes):
 def test_constructor_gives_a_layer_that_runs_and_depends_on_the_seed(kind):
     torch.manual_seed(0)
     layer = make(kind)
-    assert all(value.isfinite().all() and value.device.type == "cpu" for value in layer.state_dict().values())
+    start = state_of(layer)
+    assert all(value.isfinite().all() and value.device.type == "cpu" for value in start.values())
     y = layer(torch.randn(2, 4, *(9,) * kind.dims))
     assert y.shape[:2] == (2, layer.out_channels)
     assert y.isfinite().all()
     y.sum().backward()
     torch.manual_seed(0)
-    assert same_state(state_of(layer), state_of(make(kind)))
-    assert not same_state(state_of(layer), state_of(make(kind)))
+    assert same_state(start, state_of(make(kind)))
+    assert not same_state(start, state_of(make(kind)))
 
 
 @every_kind
@@ -383,7 +402,7 @@ def case(request):
     kind = request.param
     g = kind.usual()
     torch.manual_seed(3)
-    layer = make(kind, stride=2, groups=2, dtype=torch.float64)
+    layer = make(kind, stride=2, groups=2, dtype=torch.float64).train(not kind.normed)
     x = g.input()
     return kind, layer, x, layer(x)
 
@@ -397,7 +416,7 @@ def test_copies(case):
 
 def test_state_dict_round_trip(case):
     kind, layer, x, y = case
-    other = make(kind, stride=2, groups=2, dtype=torch.float64)
+    other = make(kind, stride=2, groups=2, dtype=torch.float64).train(layer.training)
     assert not torch.equal(other(x), y)
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), y)
@@ -406,7 +425,7 @@ def test_state_dict_round_trip(case):
 def test_cast_and_back(case):
     _, layer, x, y = case
     layer.to(torch.float32)
-    assert {value.dtype for value in layer.state_dict().values()} == {torch.float32}
+    assert dtypes_of(layer) == {torch.float32}
     assert relative_error(layer(x.float()), y) < 1e-5
     assert relative_error(layer.to(torch.float64)(x), y) < 1e-5
     assert layer.to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
