@@ -27,6 +27,7 @@ class Decision:
         group: the same for all whose layers share parameters: any label at first, at last the name of the group's first
             convolution. None for layers that share nothing.
         note: what there is to say about it besides the reason, or None.
+        rule: number of the rule that chose it, whose options are resolved together. None where that is done.
     """
 
     site: ConvSite
@@ -35,6 +36,7 @@ class Decision:
     options: Any = None
     group: Hashable = None
     note: str | None = None
+    rule: int | None = None
 
 
 def group_label(site: ConvSite, target: Target, options: Any, rule: int) -> Hashable:
@@ -70,10 +72,37 @@ def placement(site: ConvSite) -> tuple[Any, ...]:
     return site.module.weight.device, site.module.weight.dtype
 
 
-def keep_tied_together(decisions: Iterable[Decision]) -> list[Decision]:
+def resolve_rules(decisions: Sequence[Decision]) -> list[Decision]:
+    """The same with resolved options, those of each rule's convolutions together.
+
+    Convolutions that are kept for what they share with others do not count, unless that is for the options themselves.
+
+    Raises:
+        ConvswapError: if a target finds that options do not fit the convolutions of a rule.
+    """
+    members: dict[int, list[int]] = {}
+    resolved = keep_tied_together(decisions, compare_options=False)
+    for index, decision in enumerate(resolved):
+        if decision.target is not None and decision.rule is not None:
+            members.setdefault(decision.rule, []).append(index)
+    for indices in members.values():
+        chosen = [resolved[index] for index in indices]
+        target = chosen[0].target
+        assert target is not None
+        options = target.resolve_all([one.site for one in chosen], [one.options for one in chosen])
+        for index, own in zip(indices, options, strict=True):
+            resolved[index] = replace(resolved[index], options=own, rule=None)
+    return keep_tied_together(resolved)
+
+
+def keep_tied_together(decisions: Iterable[Decision], compare_options: bool = True) -> list[Decision]:
     """Keep every convolution that shares parameters with something that is not converted in the same way.
 
     Those that are stay out of different groups: what is made from a shared weight must not depend on the group.
+
+    Args:
+        decisions: of all convolutions.
+        compare_options: whether other options are another way.
     """
     current = {decision.site.name: decision for decision in decisions}
     members = Counter(decision.group for decision in current.values())
@@ -90,7 +119,7 @@ def keep_tied_together(decisions: Iterable[Decision]) -> list[Decision]:
                 continue
             for other in decision.site.tied:
                 partner = current.get(owners[other]) if other in owners else None
-                if partner is None or not _alike(decision, partner):
+                if partner is None or not _alike(decision, partner, compare_options):
                     reason = f"it shares parameters with {other}, which is not converted in the same way"
                     current[name] = Decision(decision.site, reason)
                     changed = True
@@ -136,12 +165,12 @@ def split_groups(decisions: Sequence[Decision]) -> list[Decision]:
     return [replace(decision, group=label(decision)) for decision in decisions]
 
 
-def _alike(one: Decision, other: Decision) -> bool:
+def _alike(one: Decision, other: Decision, compare_options: bool) -> bool:
     """Whether the weights made from a shared weight are the same for both: with dilation they may not be.
 
     Nor with groups, where they approximate it group by group.
     """
-    if (one.target, one.options) != (other.target, other.options):
+    if one.target != other.target or (compare_options and one.options != other.options):
         return False
     modules = (one.site.module, other.site.module)
     plain = all(plain_conv(module) is module for module in modules)

@@ -8,7 +8,7 @@ import numbers
 import operator
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -36,8 +36,8 @@ def checked(made: T) -> T:
 def fit(value: Any, hint: Any, finite: bool = False) -> Any:
     """``value`` as the type ``hint``, or `NO_FIT`.
 
-    Sequences become tuples, numbers of other libraries (numpy's, torch's) Python's, whole numbers floats where floats
-    are asked for. With ``finite``, infinity and NaN fit nothing.
+    Sequences become tuples, mappings dicts, numbers of other libraries (numpy's, torch's) Python's, whole numbers
+    floats where floats are asked for. With ``finite``, infinity and NaN fit nothing.
     """
     for kind in alternatives(hint):
         fitted = _fit_one(value, kind, finite)
@@ -61,6 +61,8 @@ def _fit_one(value: Any, kind: Any, finite: bool) -> Any:
             return NO_FIT
         items = tuple(fit(item, typing.get_args(kind)[0], finite) for item in value)
         return NO_FIT if any(item is NO_FIT for item in items) else items
+    if origin is Mapping:
+        return _fit_mapping(value, typing.get_args(kind), finite) if isinstance(value, Mapping) else NO_FIT
     if origin is Callable:
         return value if callable(value) else NO_FIT
     if kind is Any:
@@ -70,6 +72,11 @@ def _fit_one(value: Any, kind: Any, finite: bool) -> Any:
     if kind is float:
         return _real_number(value, finite)
     return value if isinstance(value, kind if origin is None else origin) else NO_FIT
+
+
+def _fit_mapping(value: Mapping[Any, Any], kinds: tuple[Any, ...], finite: bool) -> Any:
+    fitted = {fit(key, kinds[0], finite): fit(item, kinds[1], finite) for key, item in value.items()}
+    return NO_FIT if NO_FIT in fitted or any(item is NO_FIT for item in fitted.values()) else fitted
 
 
 def _whole_number(value: Any) -> Any:

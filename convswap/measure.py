@@ -60,8 +60,8 @@ def measure(
     if tensors:
         result.input_shape = tuple(tensors[0].shape)
         result.batch = max(1, tensors[0].shape[0]) if tensors[0].dim() else 1
-    if mode is not None:
-        args, kwargs = tree_map_only(Tensor, mode.from_tensor, (args, kwargs))
+    # Clones, as the model's code may change its input in place.
+    args, kwargs = tree_map_only(Tensor, Tensor.clone if mode is None else mode.from_tensor, (args, kwargs))
     watch = _Watch(model, convs, result)
     try:
         with ExitStack() as stack:

@@ -57,6 +57,8 @@ def options_to_dict(options: Any) -> dict[str, Any]:
         value = getattr(options, field.name)
         if isinstance(value, tuple):
             value = list(value)
+        elif isinstance(value, Mapping):
+            value = dict(value)
         elif field.name in code and callable(value):
             value = factory_name(value) or value
         values[field.name] = value
@@ -72,6 +74,16 @@ def code_named_by(target_name: str, options: Mapping[str, Any]) -> str | None:
     kind: Any = get_target(target_name).options
     values = (options.get(name) for name in _code_fields(kind))
     return ", ".join(value for value in values if isinstance(value, str)) or None
+
+
+def without_code(target_name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a target but those that are functions, or may be the names of some.
+
+    Raises:
+        UnknownNameError: if there is no such target.
+    """
+    kind: Any = get_target(target_name).options
+    return {name: value for name, value in options.items() if name not in _code_fields(kind)}
 
 
 @cache
@@ -118,6 +130,9 @@ def _describe(hint: Any) -> str:
             words.extend(repr(value) for value in typing.get_args(kind))
         elif origin is tuple:
             words.append(f"several of {typing.get_args(kind)[0].__name__}")
+        elif origin is Mapping:
+            names, values = (known.__name__ for known in typing.get_args(kind))
+            words.append(f"a mapping of {names} to {values}")
         elif origin is Callable:
             words.append("a function")
         else:

@@ -12,11 +12,11 @@ from torch import nn
 
 from .conv_classes import conversion_note, unknown_class_reason
 from .costs import Cost, CostOnDemand, conv_cost, known
-from .decisions import Decision, group_label, keep_tied_together, name_groups, placement
+from .decisions import Decision, group_label, name_groups, placement, resolve_rules
 from .errors import ConvswapError, GuideError, NothingToSwapError, OptionError
 from .guide_nodes import further_input
 from .guides import Guides
-from .inputs import ExampleInputs
+from .inputs import ExampleInputs, default_input_shape
 from .options import make_options, options_to_dict
 from .sites import ConvSite, Trace
 from .targets import Target, get_target
@@ -124,7 +124,8 @@ def plan(
         model: any module; left as it is.
         to: name of a target, or a `Swap`, or several, of which the first that matches a convolution decides.
         where: which convolutions; only with the name of a target.
-        example_inputs: see `trace`. Without inputs, shapes and multiply-adds are unknown.
+        example_inputs: see `trace`. Without inputs, shapes and multiply-adds are unknown. Where options go by the order
+            of execution, and the model's path by the data, a copy of the model is run on them.
         options: the target's; only with the name of a target.
 
     Raises:
@@ -137,6 +138,8 @@ def plan(
     targets = [get_target(rule.to) for rule in rules]
     resolved = [(target, make_options(target, rule.options)) for target, rule in zip(targets, rules, strict=True)]
     found = trace(model, example_inputs)
+    if any(target.lacks_order(found.sites, values) for target, values in resolved):
+        found = _with_order(found, model, example_inputs)
     if not found.sites:
         others = "".join(f"\n  {other.name}: {other.reason}" for other in found.others[:5])
         raise NothingToSwapError(f"{found.model} has no convolution to convert.{others}")
@@ -149,10 +152,19 @@ def plan(
             decided.append(Decision(site, "not chosen by where"))
         else:
             decided.append(_decide(site, *resolved[rule], rule, guides))
-    steps = make_steps(name_groups(keep_tied_together(decided)))
+    steps = make_steps(name_groups(resolve_rules(decided)))
     if not any(step.action == "swap" for step in steps):
         raise NothingToSwapError(_nothing_to_swap(found, steps))
     return Plan(found, steps)
+
+
+def _with_order(found: Trace, model: nn.Module, example_inputs: ExampleInputs) -> Trace:
+    """``found``, or the trace with a real pass if that tells more of the order of execution."""
+    if example_inputs is None and default_input_shape(model) is None:
+        return found
+    real = trace(model, example_inputs, real_pass=True)
+    known, then_known = (sum(site.ordered for site in made.sites) for made in (found, real))
+    return real if then_known > known else found
 
 
 def make_steps(decisions: Sequence[Decision]) -> tuple[Step, ...]:
@@ -212,7 +224,7 @@ def _decide(site: ConvSite, target: Target, options: Any, rule: int, guides: Gui
     if reason is not None:
         return Decision(site, reason)
     group = group_label(site, target, options, rule)
-    return Decision(site, "chosen by where", target, target.resolve(site, options), group)
+    return Decision(site, "chosen by where", target, options, group, rule=rule)
 
 
 def _with_guide_channels(site: ConvSite, options: Any, guides: Guides) -> Any:

@@ -31,11 +31,22 @@ def conv_like(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def make_sites(
-    model: nn.Module, regions: list[TracedRegion], measurement: Measurement, type_dependent: set[str]
+    model: nn.Module,
+    regions: list[TracedRegion],
+    measurement: Measurement,
+    type_dependent: set[str],
+    ordered: bool,
 ) -> tuple[ConvSite, ...]:
     """The sites of all convolutions, in order of execution as far as it is known.
 
     Layers of ours count in that order: what comes after one is not the network's first convolution.
+
+    Args:
+        model: the model itself.
+        regions: what a copy of it was traced in.
+        measurement: what a pass showed; if it stopped early, its calls are the first ones.
+        type_dependent: names of the convolutions that are asked for their class.
+        ordered: whether the order is known of all.
     """
     everything = conv_like(model)
     convs: dict[str, Any] = {name: module for name, module in everything.items() if isinstance(module, CONVS)}
@@ -68,6 +79,7 @@ def make_sites(
             hooked=hooks_of(conv),
             parametrised=parametrize.is_parametrized(conv),
             type_dependent=name in type_dependent,
+            ordered=ordered or name in measurement.calls,
             inside=next((kind for owner, kind in ours.items() if name.startswith(f"{owner}.")), None),
         )
         if place is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,7 +27,8 @@ class ConvSite:
     Attributes:
         name: qualified name, the first one if it has several.
         module: the convolution itself.
-        index: place in the order of execution, as far as known.
+        index: place in the order of execution, as far as known: of the pass in evaluation mode, then come those that
+            run in training mode only, then those that never run.
         region: name of the region it was traced in, ``""`` for the whole model.
         node: its node in the region's graph, or None if no traced path leads to it.
         calls: one entry for each call of a forward pass; empty if it is never called or shapes are unknown.
@@ -41,6 +42,7 @@ class ConvSite:
         training_only: whether it runs in training mode only.
         type_dependent: whether the code around it takes another path for another kind of module.
         inside: class of the layer of ours that it is a part of, or None.
+        ordered: whether ``index`` is known to be its place.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ConvSite:
     training_only: bool = False
     type_dependent: bool = False
     inside: str | None = None
+    ordered: bool = True
 
     @cached_property
     def plain(self) -> Conv:
@@ -94,6 +97,13 @@ class ConvSite:
     def names(self) -> tuple[str, ...]:
         """All qualified names."""
         return (self.name, *self.aliases)
+
+
+def in_known_order(sites: Sequence[ConvSite]) -> bool:
+    """Whether these, by ``index``, are known to be in the order of execution, by a pass or by a graph with all."""
+    of_one_graph = len({(site.region, site.training_only) for site in sites}) == 1
+    traced = of_one_graph and all(site.node is not None for site in sites)
+    return len(sites) < 2 or traced or all(site.ordered for site in sites)
 
 
 @dataclass(frozen=True)

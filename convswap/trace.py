@@ -56,7 +56,8 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
             another = throwaway_copy(model, mode)
             _add(measurement, _measure(another, watched, example_inputs, mode, training=True))
         type_dependent = sites_asked_for_their_type(copied, regions, lambda: throwaway_copy(model, mode))
-    sites = make_sites(model, regions, measurement, type_dependent)
+    ordered = measurement.failure is None or _traced_whole(regions)
+    sites = make_sites(model, regions, measurement, type_dependent, ordered)
     return Trace(
         model=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p)),

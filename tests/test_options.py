@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ class Options:
     order: Literal["first", "last"] = "first"
     dims: Literal[1, 2] = 1
     start: Callable[[torch.Tensor], torch.Tensor] | None = None
+    named: int | Mapping[str, int] = 0
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -78,6 +80,9 @@ class Example(Target):
         ("sizes", np.int64(3), 3),
         ("dims", np.int64(2), 2),
         ("start", torch.zeros_like, torch.zeros_like),
+        ("named", {"a": 3, "b": np.int64(5)}, {"a": 3, "b": 5}),
+        ("named", MappingProxyType({"a": 3}), {"a": 3}),
+        ("named", 3, 3),
     ],
 )
 def test_values_that_fit(name: str, given_value: object, value: object) -> None:
@@ -118,6 +123,9 @@ def test_values_that_fit(name: str, given_value: object, value: object) -> None:
         ("dims", 3, "1 or 2"),
         ("dims", True, "1 or 2"),
         ("start", 3, "or None"),
+        ("named", {"a": "3"}, "a whole number or a mapping of str to int"),
+        ("named", {3: 3}, "a whole number or a mapping of str to int"),
+        ("named", [("a", 3)], "a whole number or a mapping of str to int"),
     ],
 )
 def test_values_that_do_not_fit(name: str, value: object, wanted: str) -> None:
@@ -155,6 +163,7 @@ def test_as_json_values() -> None:
     made = options_to_dict(make_options(Example(), {"sizes": [3, 5]}))
     assert made["sizes"] == [3, 5]
     assert make_options(Example(), made) == make_options(Example(), {"sizes": (3, 5)})
+    assert json.loads(json.dumps(options_to_dict(Options(named=MappingProxyType({"a": 3})))))["named"] == {"a": 3}
 
 
 def test_numbers_of_other_libraries_as_json_values() -> None:

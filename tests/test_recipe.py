@@ -81,7 +81,7 @@ def test_data_that_is_no_recipe(data: Any, message: str) -> None:
         ({"name": "conv3"}, ConvswapError, "the recipe converts 'conv3', and TwoConvs has no convolution of that name"),
         ({"target": "dinamic"}, UnknownNameError, "there is no target 'dinamic'. Did you mean 'dynamic'"),
         ({"options": {"kernals": 3}}, UnknownNameError, "has no option 'kernals'"),
-        ({"options": {"kernels": "3"}}, OptionError, "must be a whole number, got '3'"),
+        ({"options": {"reduction": "3"}}, OptionError, "must be a whole number, got '3'"),
     ],
 )
 def test_recipes_that_do_not_fit(change: dict[str, Any], error: type[Exception], message: str) -> None:

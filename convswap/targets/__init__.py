@@ -1,20 +1,26 @@
 """What convolutions can be converted to: one file per target."""
 
 from .base import Fidelity, Target
+from .condconv import CondConv
 from .dcls import Dcls
 from .dynamic import Dynamic
 from .guided import Guided, GuidedChannelWise, GuidedLocal, GuidedPointwise, GuidedSeparable
+from .hybrid import Hybrid
+from .odconv import ODConv
 from .registry import all_targets, broken_targets, get_target, register
 
 __all__ = ["Fidelity", "Target", "all_targets", "broken_targets", "get_target", "register"]
 
 for _target in (
     Dynamic(),
+    CondConv(),
+    ODConv(),
     Dcls(),
     Guided(),
     GuidedLocal(),
     GuidedChannelWise(),
     GuidedSeparable(),
     GuidedPointwise(),
+    Hybrid(),
 ):
     register(_target)

@@ -40,6 +40,32 @@ class Target(ABC):
         """``options`` with defaults that depend on the site filled in. Called only where nothing speaks against it."""
         return options
 
+    def resolve_all(self, sites: Sequence[ConvSite], options: Sequence[Any]) -> Sequence[Any]:
+        """The resolved options of all convolutions that one rule converts, in the order of execution.
+
+        To be overridden where the options say what each of several convolutions gets. What is returned, and written
+        into plans, recipes and files, is for each alone.
+
+        Args:
+            sites: the convolutions.
+            options: the rule's options for each of them: the same, but for what depends on a guide.
+
+        Raises:
+            ConvswapError: if the options do not fit these convolutions.
+        """
+        return [self.resolve(site, own) for site, own in zip(sites, options, strict=True)]
+
+    def lacks_order(self, sites: Sequence[ConvSite], options: Any) -> bool:
+        """Whether more of the order of execution must be known than is: then the model is run, if there are inputs.
+
+        To be overridden where what becomes of a convolution depends on its place in that order.
+
+        Args:
+            sites: all convolutions of the model.
+            options: the rule's.
+        """
+        return False
+
     @abstractmethod
     def unsupported_reason(self, site: ConvSite, options: Any) -> str | None:
         """Why this convolution is kept, in words that say what to do, or None if it can be converted.

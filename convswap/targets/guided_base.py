@@ -17,7 +17,9 @@ from ..guide_nodes import check_guide
 from ..layers import HypernetConv2d
 from ..sites import ConvSite
 from .base import Fidelity, Target
-from .guided_body import check_features, guarded
+from .own_net import OwnNet
+
+_HYPERNET = OwnNet("hypernet", "guide_channels", "a guide", 2, "(B, {hidden}) or (B, {hidden}, h, w)", axes=(2, 4))
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class GuidedOptions:
         hypernet: what makes these features, instead of a 1×1 layer and a leaky ReLU: a function
             ``(guide_channels, hidden) -> nn.Module`` whose module maps the guide (B, guide_channels, H, W) to
             (B, hidden) or (B, hidden, h, w); or its name, ``"package.module:function"``, by which it is imported when
-            layers are built, and which recipes and files have of a function too.
+            layers are built, and which recipes and files have of a function too. It is called for plans as well, and
+            must make a new module each time, of which a copy is used.
         generate_bias: generate a bias for each sample as well; it starts at zero, beside the convolution's own.
         max_kernel_bytes: convolutions for which kernels of more bytes would be generated for one sample are kept; None
             for no limit. With ``rank`` what the kernels give at each pixel, to be mixed, counts too.
@@ -136,11 +139,12 @@ class GuidedTarget(Target):
             generator=generator,
             guide_channels=options.guide_channels,
             hidden=options.hidden,
-            hypernet=None if hypernet is None else guarded(hypernet),
+            hypernet=None if hypernet is None else _HYPERNET.guarded(hypernet),
             generate_bias=options.generate_bias,
             **self.layer_options(options),
         )
         if hypernet is not None:
-            check_features(pair.hypernet, hypernet)
+            made = pair.hypernet
+            _HYPERNET.check_features(made.body, hypernet, made.guide_channels, made.expand.weight)
         pair.guide = options.guide
         return pair

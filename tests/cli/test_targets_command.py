@@ -26,6 +26,7 @@ def test_targets_for_machines(cli: Cli) -> None:
         "kernels": 4,
         "reduction": 4,
         "temperature": 1.0,
+        "attention": None,
         "noise": 0.1,
         "convert_first": False,
     }
