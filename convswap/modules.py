@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 MODULE_STATE = frozenset(nn.Module().__dict__)
 """Names of the attributes that every module has."""
@@ -14,6 +16,18 @@ MODULE_STATE = frozenset(nn.Module().__dict__)
 def join(prefix: str, name: str) -> str:
     """The qualified name of what is called ``name`` within the part ``prefix``, either of which may be empty."""
     return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, if it is compiled or in a wrapper that spreads it over devices."""
+    found: Any = model
+    while True:
+        if isinstance(found, DataParallel | DistributedDataParallel):
+            found = found.module
+        elif "_orig_mod" in found._modules:  # of torch.compile
+            found = found._orig_mod
+        else:
+            return found  # type: ignore[no-any-return]
 
 
 @contextmanager
