@@ -1,4 +1,4 @@
-"""The report that a converted model carries with it, and those of its parts."""
+"""The report that a converted model carries with it, and what its parts carry that were changed later."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ from torch import nn
 
 from .guide_nodes import guide_in_whole
 from .recipe import Recipe
-from .report import Report
+from .report import Report, StepReport
+from .report_making import converted_again, without_own_note
 
 _ATTRIBUTE = "_convswap_report"
 
 
 def attach_report(model: nn.Module, made: Report) -> None:
-    """Let ``model`` carry its report; it is copied and pickled with it, and is no part of its state dict."""
+    """Let ``model`` carry its report; it is copied and pickled with it, and is no part of its state dict.
+
+    It has taken in what parts carried, who lose theirs: what a part carries is always newer than what the whole does.
+    """
+    for part in model.modules():
+        part.__dict__.pop(_ATTRIBUTE, None)
     model.__dict__[_ATTRIBUTE] = made
 
 
@@ -27,14 +33,10 @@ def earlier_report(model: nn.Module) -> Report | None:
         if not isinstance(carried, Report):
             continue
         own = _prefixed(carried, name)
-        if found is None:
+        if found is not None:
+            found = _followed_by(found, own)
+        else:
             found = replace(own, model=type(model).__name__) if name else own
-            continue
-        known_names = {step.name for step in found.swaps}
-        added = tuple(step for step in own.swaps if step.name not in known_names)
-        kept = tuple(step for step in found.steps if step.name not in {new.name for new in added})
-        recipe = tuple(step for step in own.recipe.steps if step.name not in known_names)
-        found = replace(found, steps=(*kept, *added), recipe=Recipe((*found.recipe.steps, *recipe)))
     if found is None or _ATTRIBUTE in model.__dict__:
         return found
     return replace(found, parameters=_before(found, model))
@@ -43,12 +45,44 @@ def earlier_report(model: nn.Module) -> Report | None:
 def with_present_pictures(made: Report, model: nn.Module) -> Report:
     """The same report with the pictures of layers, which may have been trained, as they are in ``model`` now."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    frozen = made.frozen()
     pictures = {
         step.name: step.picture.at_present(modules[step.name])
         for step in made.swaps
-        if step.picture is not None and step.name in modules
+        if step.picture is not None and step.name in modules and step.name not in frozen
     }
     return made.with_pictures(pictures)
+
+
+def _followed_by(found: Report, later: Report) -> Report:
+    """What is known, and what has been done to a part since, or to another one that has been put in its place."""
+    last, first = found.recipe.last(), later.recipe.first()
+    known = last.keys() & first.keys()
+    # A part's first step that only freezes is for what the whole has made, one that converts for what it has frozen.
+    frozen = {name for name in known if first[name].target is None and not last[name].frozen}
+    again = {name for name in known if first[name].target is not None and last[name].frozen}
+    other = known - frozen - again
+    recipe = Recipe(tuple(step for step in found.recipe.steps if step.name not in other)).with_frozen(frozen)
+    further = (step for step in later.recipe.steps if not (step.name in frozen and step is first[step.name]))
+    new = {step.name: step for step in later.swaps}
+    at_last = later.recipe.last()
+
+    def now(step: StepReport) -> StepReport:
+        made = new.pop(step.name, None)
+        if made is None or step.action == "keep" or step.name in other:
+            return made or step
+        if at_last[step.name].target is None:
+            return replace(step, cost_after=made.cost_after)
+        return converted_again(step, without_own_note(made) if step.name in frozen else made)
+
+    steps = tuple(map(now, found.steps))
+    return replace(
+        found,
+        steps=(*steps, *new.values()),
+        recipe=recipe.followed_by(Recipe(tuple(further))),
+        verification=None,  # which was of the layers before
+        freezings=(*found.freezings, *later.freezings),
+    )
 
 
 def _before(made: Report, model: nn.Module) -> int:
@@ -90,6 +124,14 @@ def _prefixed(made: Report, prefix: str) -> Report:
                 replace(s, name=named(s.name), group=group(s.group), options=options(s.options))
                 for s in made.recipe.steps
             )
+        ),
+        freezings=tuple(
+            replace(
+                freezing,
+                layers=tuple(replace(layer, name=named(layer.name)) for layer in freezing.layers),
+                kept=tuple(replace(layer, name=named(layer.name)) for layer in freezing.kept),
+            )
+            for freezing in made.freezings
         ),
         verification=None,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import ConvswapError
 from .layers._geometry import effective_size
 from .layers.frozen import StridedSameConv1d, StridedSameConv2d, StridedSameConv3d
 
@@ -31,7 +32,14 @@ def plain_conv(conv: Conv) -> Conv:
 
 
 def plain_on_meta(conv: Conv) -> Conv:
-    """`plain_conv` without its numbers: for questions of geometry, and to build layers that allocate nothing."""
+    """`plain_conv` without its numbers: for questions of geometry, and to build layers that allocate nothing.
+
+    Raises:
+        ConvswapError: if it is a layer of ours.
+    """
+
+    if not isinstance(conv, CONVS):  # a layer of ours, as those are that where functions of `freeze` see
+        raise ConvswapError(f"a {type(conv).__name__} amounts to no plain convolution: ask its layer for its geometry")
 
     def emptied(parameter: Tensor | None) -> nn.Parameter | None:
         if parameter is None:

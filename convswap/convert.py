@@ -12,6 +12,7 @@ from torch import nn
 from .carried_report import attach_report, earlier_report
 from .decisions import Decision, split_groups
 from .errors import ConvswapError, did_you_mean
+from .freezing import freeze_as_they_are, refuse_unknown_means
 from .graph_model import as_graph_model
 from .inputs import ExampleInputs
 from .kernel_errors import kernel_errors
@@ -20,7 +21,8 @@ from .plan import Plan, Step, Swap, keep_reason, make_steps, plan
 from .position_pictures import start_picture
 from .recipe import Recipe, make_recipe
 from .replacing import put_in_place
-from .report import Report, describe_geometry, make_report
+from .report import Report
+from .report_making import describe_geometry, make_report
 from .rewrite import build_layers, copy_with
 from .routing import route_guides
 from .sites import Trace
@@ -124,21 +126,39 @@ def apply(
         trust_source: import functions that a recipe names as ``package.module:function``, which runs their code.
 
     Raises:
-        ConvswapError: if the model lacks a convolution that the recipe names, or it must be kept.
+        ConvswapError: if the model lacks a convolution that the recipe names, or it must be kept; or if the recipe is
+            to freeze the architecture's own layers at a mean attention, which files hold and recipes do not.
     """
     if isinstance(recipe, Plan):
         converted = _carry_out(_rebound(recipe, model), model, _whole_number(seed), None)
         return as_graph_model(converted) if as_graph else converted
     the_recipe = recipe if isinstance(recipe, Recipe) else Recipe.from_dict(recipe)
-    steps, found = recipe_steps(the_recipe, model, trust_source)
-    seeds = {step.name: step.seed for step in the_recipe.steps}
-    layers = build_layers(steps, seeds)
-    done = the_recipe.with_groups({step.site.name: step.group for step in steps})
-    report = _with_start_pictures(make_report(Plan(found, steps), done, earlier_report(model)), steps, layers)
-    converted = copy_with(model, layers)
-    route_guides(converted)
-    attach_report(converted, report)
+    converted = model
+    for _, stage in the_recipe.stages() or ((0, the_recipe),):
+        converted = _apply_stage(stage, converted, trust_source)
     return as_graph_model(converted) if as_graph else converted
+
+
+def _apply_stage(stage: Recipe, model: nn.Module, trust_source: bool) -> nn.Module:
+    """Do to a copy of ``model`` what the steps of one stage of a recipe say."""
+    refuse_unknown_means(model, [step.name for step in stage.steps if step.target is None])
+    steps, found = recipe_steps(stage, model, trust_source)
+    layers = build_layers(steps, {step.name: step.seed for step in stage.steps})
+    groups = {step.site.name: step.group for step in steps}
+    done = Recipe(
+        tuple(
+            replace(step, group=groups.get(step.name, step.group), frozen=False, stage=0)
+            for step in stage.steps
+            if step.target is not None
+        )
+    )
+    converted = model
+    if done.steps or not stage.steps:
+        report = _with_start_pictures(make_report(Plan(found, steps), done, earlier_report(model)), steps, layers)
+        converted = copy_with(model, layers)
+        route_guides(converted)
+        attach_report(converted, report)
+    return freeze_as_they_are(converted, [step.name for step in stage.steps if step.frozen])
 
 
 def undo(model: nn.Module, steps: Sequence[Step], layers: Mapping[int, nn.Module]) -> None:
@@ -151,7 +171,7 @@ def recipe_steps(recipe: Recipe, model: nn.Module, trust_source: bool) -> tuple[
     """The steps that ``recipe`` has for ``model``, and the trace they are based on.
 
     Args:
-        recipe: of any origin.
+        recipe: one stage of a recipe of any origin.
         model: a model of the architecture that it is for.
         trust_source: whether functions that it names may be imported.
 
@@ -159,7 +179,7 @@ def recipe_steps(recipe: Recipe, model: nn.Module, trust_source: bool) -> tuple[
         ConvswapError: if the model lacks a convolution that the recipe names, or it must be kept.
     """
     found = trace(model)
-    wanted = {step.name: step for step in recipe.steps}
+    wanted = {step.name: step for step in recipe.steps if step.target is not None}
     known = {site.name for site in found.sites}
     missing = [name for name in wanted if name not in known]
     if missing:
@@ -176,8 +196,8 @@ def recipe_steps(recipe: Recipe, model: nn.Module, trust_source: bool) -> tuple[
         reason = keep_reason(site)
         if reason is not None:
             raise ConvswapError(f"the recipe converts {site.name!r}, which must be kept: {reason}")
-        target = get_target(step.target)
-        code = code_named_by(step.target, step.options)
+        target = get_target(str(step.target))
+        code = code_named_by(target.name, step.options)
         if code is not None and not trust_source:
             raise ConvswapError(
                 f"the recipe of {site.name!r} names {code}, which would be imported and run: if you trust it, "

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from .diff import Diff, LayerDiff
 from .formatting import count
-from .report_rich import plain
+from .rich_text import plain
 
 SHOWN_DISTANCES = 20
 

@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from .atomic import write_atomically
 from .carried_report import attach_report
 from .checkpoint import match_precision, mismatches
-from .convert import recipe_steps, undo
 from .errors import ConvswapError, FileError
 from .generated_forward import guided_forward
 from .guide_nodes import further_input, is_node
-from .replacing import put_in_place
+from .rebuilding import Rebuilding
 from .report import Report, report
-from .rewrite import build_layers
 from .routing import route_guides
 from .sources import Source, build_model, builds_like, infer_source, parse_source
 
@@ -118,31 +116,26 @@ def load(
     if model is None:
         model = _build(path, info, trust_source).to(device)
     state = read_tensors(path, info)
-    steps, _ = recipe_steps(info.report.recipe, model, trust_source)
-    wanted = sum(step.cost_after.parameters for step in steps if step.action == "swap")
-    if wanted > sum(tensor.numel() for tensor in state.values()):
-        raise FileError(
-            f"{path} does not fit {type(model).__name__}: there its recipe asks for {wanted} parameters of new layers "
-            "alone, more than the file holds"
-        )
-    layers = build_layers(steps, {step.name: step.seed for step in info.report.recipe.steps})
-    if id(model) in layers:  # the model is a single convolution
-        model = layers.pop(id(model))
-    put_in_place(model, layers)
-    problems = mismatches(model, state)
-    if problems:
-        undo(model, steps, layers)
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise FileError(f"{path} does not fit the architecture {type(model).__name__}:\n{lines}")
+    made = info.report
+    rebuilding = Rebuilding(model)
     try:
+        room = sum(tensor.numel() for tensor in state.values())
+        for number, stage in made.recipe.stages():
+            steps = rebuilding.carry_out(stage, trust_source, room, str(path))
+            made = made.with_groups_of(steps, number)
+        model = rebuilding.model
+        problems = mismatches(model, state)
+        if problems:
+            lines = "\n".join(f"  {problem}" for problem in problems)
+            raise FileError(f"{path} does not fit the architecture {type(model).__name__}:\n{lines}")
         route_guides(model)
     except Exception:
-        undo(model, steps, layers)
+        rebuilding.undo()
         raise
     _separate(model, state)
     match_precision(model, state)
     model.load_state_dict(state)
-    attach_report(model, info.report.with_groups_of(steps))
+    attach_report(model, made)
     return model
 
 
@@ -226,7 +219,8 @@ def read_tensors(path: Path, info: FileInfo) -> dict[str, Tensor]:
 def _build(path: Path, info: FileInfo, trust_source: bool) -> nn.Module:
     if info.source is None:
         raise ConvswapError(
-            f"{path} does not say what builds its architecture ({info.report.model}): load(path, model=fresh_model)"
+            f"{path} does not say what builds its architecture ({info.report.model}): give a fresh model, as "
+            "load(path, model=fresh_model), or --model on the command line"
         )
     if info.source.is_code and not trust_source:
         raise ConvswapError(

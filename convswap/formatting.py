@@ -36,7 +36,9 @@ def headline(report: Report) -> str:
     for step in report.swaps:
         targets[str(step.target)] = targets.get(str(step.target), 0) + 1
     done = ", ".join(f"{number} to {target}" for target, number in targets.items()) or "none"
-    return f"{report.model}: {len(report.swaps)} of {len(report.steps)} convolutions converted ({done})"
+    frozen = len(report.frozen())
+    then = f", {frozen} frozen" if frozen else ""
+    return f"{report.model}: {len(report.swaps)} of {len(report.steps)} convolutions converted ({done}{then})"
 
 
 def totals(report: Report) -> list[tuple[str, str]]:
@@ -103,6 +105,10 @@ def further_columns(report: Report) -> dict[str, dict[str, str]]:
         "kernel bytes per sample": {name: size(number) for name, number in generated.items() if number != 0},
         "kernel error": {
             step.name: f"{step.kernel_error.relative:.1e}" for step in report.swaps if step.kernel_error is not None
+        },
+        "frozen": {
+            name: layer.fidelity if layer.error is None else f"{layer.fidelity}, {layer.error.greatest:.1e}"
+            for name, layer in report.frozen().items()
         },
         "error": {check.name: f"{check.relative_error:.1e}" for check in checks},
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from .errors import ConvswapError
 from .factories import described, require_name
 from .field_types import checked
-from .options import options_to_dict
+from .options import options_to_dict, without_code
 from .plan import Step
 
 RECIPE_VERSION = 1
@@ -20,14 +20,21 @@ RECIPE_VERSION = 1
 class RecipeStep:
     """One swap: the convolution's name, the target, its resolved options, and the seed of the random start.
 
-    Steps of one ``group`` make layers that share parameters; it is called by the name of its first convolution.
+    Attributes:
+        name, target, options, seed: of the swap. Without a target, it is a layer that the architecture has itself, and
+            that was frozen.
+        group: steps of one group make layers that share parameters; it is called by the name of its first convolution.
+        frozen: whether the layer was then turned into a plain convolution, by `freeze`.
+        stage: what is frozen can be converted again: steps of a later stage are for what an earlier one has left.
     """
 
     name: str
-    target: str
+    target: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     group: str | None = None
+    frozen: bool = False
+    stage: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Models carry this, and are to be pickled even if an option is a function that cannot be.
@@ -43,9 +50,46 @@ class Recipe:
 
     steps: tuple[RecipeStep, ...]
 
-    def with_groups(self, groups: Mapping[str, str | None]) -> Recipe:
-        """The same recipe with other groups for these steps, by name."""
-        return Recipe(tuple(replace(step, group=groups.get(step.name, step.group)) for step in self.steps))
+    def with_groups(self, groups: Mapping[str, str | None], stage: int) -> Recipe:
+        """The same recipe with other groups for these steps of a stage, by name."""
+        return Recipe(
+            tuple(
+                replace(step, group=groups.get(step.name, step.group)) if step.stage == stage else step
+                for step in self.steps
+            )
+        )
+
+    def stages(self) -> tuple[tuple[int, Recipe], ...]:
+        """The steps of each stage, in order. A stage has each name once."""
+        numbers = sorted({step.stage for step in self.steps})
+        return tuple((n, Recipe(tuple(step for step in self.steps if step.stage == n))) for n in numbers)
+
+    def followed_by(self, later: Recipe) -> Recipe:
+        """One recipe that does both: in a further stage, if ``later`` converts what is frozen in this one."""
+        if not self.steps:
+            return later
+        known = {step.name for step in self.steps}
+        first = max(step.stage for step in self.steps) + any(step.name in known for step in later.steps)
+        first -= min((step.stage for step in later.steps), default=0)
+        return Recipe((*self.steps, *(replace(step, stage=step.stage + first) for step in later.steps)))
+
+    def first(self) -> dict[str, RecipeStep]:
+        """For each name the step that was made of what the architecture has."""
+        return {step.name: step for step in sorted(self.steps, key=lambda step: -step.stage)}
+
+    def last(self) -> dict[str, RecipeStep]:
+        """For each name the step that made what is there."""
+        return {step.name: step for step in sorted(self.steps, key=lambda step: step.stage)}
+
+    def with_frozen(self, names: Collection[str]) -> Recipe:
+        """The same recipe where the layers of these names are frozen in the end.
+
+        Functions of the user's that made parts of them are left out: a plain convolution has no such part.
+        """
+        last = self.last()
+        marked = [_frozen(step) if step is last.get(step.name) and step.name in names else step for step in self.steps]
+        own = [RecipeStep(name, None, frozen=True) for name in names if name not in last]
+        return Recipe(tuple(marked)).followed_by(Recipe(tuple(own)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values.
@@ -82,6 +126,11 @@ def make_recipe(steps: Sequence[Step], seed: int) -> Recipe:
     )
 
 
+def _frozen(step: RecipeStep) -> RecipeStep:
+    options = step.options if step.target is None else without_code(step.target, step.options)
+    return replace(step, frozen=True, options=options)
+
+
 def _step_to(step: RecipeStep) -> dict[str, Any]:
     options = {name: require_name(f"the {name} of {step.name!r}", value) for name, value in step.options.items()}
     return asdict(replace(step, options=options))
@@ -91,5 +140,7 @@ def _step_from(entry: Any) -> RecipeStep:
     if isinstance(entry, Mapping):
         known = {field.name: entry[field.name] for field in fields(RecipeStep) if field.name in entry}
         with suppress(TypeError):
-            return checked(RecipeStep(**known))
+            step = checked(RecipeStep(**known))
+            if step.target is not None or step.frozen:
+                return step
     raise ConvswapError(f"a step of the recipe must have a name, a target, options and a seed, got {str(entry)[:80]!r}")

@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from .conv_classes import Conv
+from .attention_statistics import AttentionStatistics
 from .costs import Cost, CostOnDemand, known
 from .errors import ConvswapError
-from .factories import described
 from .field_types import checked
+from .freeze_report import Freezing, FrozenLayer
 from .kernel_errors import KernelError
-from .options import options_to_dict
 from .plan import Plan, Step
 from .position_pictures import PositionPicture
 from .recipe import Recipe
@@ -76,13 +74,15 @@ class Report:
     Attributes:
         model: class name of the model.
         parameters: number of the whole model's parameters before.
-        steps: one for each convolution, in order of execution.
+        steps: one for each convolution; those of each conversion in order of execution.
         others: convolutions that cannot be converted, and why.
         input_shape: what shapes and multiply-adds are for, or None.
         unknown_shapes: why they are unknown, or None.
         recipe: what is needed to do it again.
         verification: the comparison with the original, if it was asked for.
         versions: of convswap and torch.
+        freezings: what `freeze` did, call by call.
+        attention: what the attentions of the model do, if the report was asked for with that.
     """
 
     model: str
@@ -94,6 +94,8 @@ class Report:
     recipe: Recipe
     verification: Verification | None = None
     versions: Mapping[str, str] | None = None
+    freezings: tuple[Freezing, ...] = ()
+    attention: AttentionStatistics | None = None
 
     @property
     def swaps(self) -> tuple[StepReport, ...]:
@@ -111,6 +113,12 @@ class Report:
         for step in self.keeps:
             reasons.setdefault(step.reason, []).append(step.name)
         return reasons
+
+    def frozen(self) -> dict[str, FrozenLayer]:
+        """What is frozen at present, by name."""
+        last = self.recipe.last()
+        layers = {layer.name: layer for freezing in self.freezings for layer in freezing.layers}
+        return {name: layer for name, layer in layers.items() if name in last and last[name].frozen}
 
     def total(self, which: Literal["before", "after"]) -> Cost:
         """Cost of all convolutions, or of what is in their places; of what is unknown of some, that of the others.
@@ -154,19 +162,22 @@ class Report:
 
         return replace(self, steps=tuple(map(measured, self.steps)))
 
-    def with_groups_of(self, steps: Sequence[Step]) -> Report:
-        """The same report where other groups than it tells of have been made by ``steps``."""
+    def with_groups_of(self, steps: Sequence[Step], stage: int) -> Report:
+        """The same report where other groups than it tells of have been made by ``steps``, of a stage of its recipe."""
+        last = self.recipe.last()
         made = {step.site.name: step for step in steps if step.action == "swap"}
         groups = {name: step.group for name, step in made.items()}
 
         def regrouped(step: StepReport) -> StepReport:
             if step.action == "keep" or groups.get(step.name, step.group) == step.group:
                 return step
+            if step.name not in last or last[step.name].stage != stage or last[step.name].frozen:
+                return step
             now = made[step.name].cost_after
             after = replace(step.after, parameters=now.parameters, parameter_bytes=now.parameter_bytes)
             return replace(step, group=groups[step.name], cost_after=after)
 
-        return replace(self, steps=tuple(map(regrouped, self.steps)), recipe=self.recipe.with_groups(groups))
+        return replace(self, steps=tuple(map(regrouped, self.steps)), recipe=self.recipe.with_groups(groups, stage))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, with the version of their form under ``"version"``.
@@ -174,10 +185,12 @@ class Report:
         Raises:
             ConvswapError: if an option is a function that cannot be imported by a name.
         """
-        data = asdict(replace(self, steps=(), recipe=None, verification=None))  # type: ignore[arg-type]
+        data = asdict(replace(self, steps=(), recipe=None, verification=None, freezings=(), attention=None))  # type: ignore[arg-type]
         data["steps"] = [step.to_dict() for step in self.steps]
         data["recipe"] = self.recipe.to_dict()
         data["verification"] = None if self.verification is None else self.verification.to_dict()
+        data["freezings"] = [freezing.to_dict() for freezing in self.freezings]
+        data["attention"] = None if self.attention is None else self.attention.to_dict()
         return {"version": REPORT_VERSION, **data}
 
     def to_json(self) -> str:
@@ -204,6 +217,8 @@ class Report:
                 recipe=Recipe.from_dict(data["recipe"]),
                 verification=None if data["verification"] is None else Verification.from_dict(data["verification"]),
                 versions=dict(data["versions"] or {}),
+                freezings=tuple(map(Freezing.from_dict, data.get("freezings", ()))),
+                attention=None if data.get("attention") is None else AttentionStatistics.from_dict(data["attention"]),
             )
             return checked(made)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -237,80 +252,35 @@ class Report:
         return to_text(self)
 
 
-def report(converted: nn.Module | Plan) -> Report:
+def report(converted: nn.Module | Plan, *, attention: AttentionStatistics | None = None) -> Report:
     """What was done to a converted model, or what a plan would do.
 
+    Args:
+        converted: a model, or a plan.
+        attention: of the model, to be a part of the report; see `attention_statistics`.
+
     Raises:
-        ConvswapError: if the model was not converted.
+        ConvswapError: if the model was not converted, or has not the layers that ``attention`` is of.
     """
+    from .report_making import make_report
+
+    if attention is not None and not isinstance(attention, AttentionStatistics):
+        raise ConvswapError(f"attention must be what attention_statistics gives, got {type(attention).__name__}")
     if isinstance(converted, Plan):
+        if attention is not None:
+            raise ConvswapError("a plan has no layers yet whose attention could be told of: give the converted model")
         return make_report(converted, Recipe(()), None)
     from .carried_report import earlier_report, with_present_pictures
 
     found = earlier_report(converted)
     if found is None:
         raise ConvswapError(f"this {type(converted).__name__} has not been converted: there is nothing to report")
-    return with_present_pictures(found, converted)
-
-
-def make_report(plan: Plan, recipe: Recipe, earlier: Report | None) -> Report:
-    """The report of a plan; what an ``earlier`` conversion of the same model did is taken over into it."""
-    from . import __version__
-
-    steps = [_describe(step) for step in plan.steps]
-    parameters = plan.trace.parameters
-    if earlier is not None:
-        steps = [*(step for step in earlier.steps if step.action == "swap"), *steps]
-        recipe = Recipe((*earlier.recipe.steps, *recipe.steps))
-        parameters = earlier.parameters
-    return Report(
-        model=plan.trace.model,
-        parameters=parameters,
-        steps=tuple(steps),
-        others=plan.trace.others,
-        input_shape=plan.trace.input_shape,
-        unknown_shapes=plan.trace.unknown_shapes,
-        recipe=recipe,
-        versions={"convswap": __version__, "torch": torch.__version__},
-    )
-
-
-def _describe(step: Step) -> StepReport:
-    return StepReport(
-        name=step.site.name,
-        aliases=step.site.aliases,
-        kind=step.site.kind,
-        geometry=describe_geometry(step.site.module),
-        action=step.action,
-        reason=step.reason,
-        target=step.target,
-        options=None if step.options is None else _options_in_words(step.options),
-        fidelity=step.fidelity,
-        before=step.before,
-        cost_after=step.cost_after,
-        note=step.note,
-        group=step.group,
-    )
-
-
-def _options_in_words(options: Any) -> dict[str, Any]:
-    return {name: described(value) if callable(value) else value for name, value in options_to_dict(options).items()}
-
-
-def describe_geometry(conv: Conv) -> str:
-    """A convolution's geometry in short: ``64→128 3×3 stride 2 groups 4``."""
-    parts = [f"{conv.in_channels}→{conv.out_channels}", "×".join(map(str, conv.kernel_size))]
-    for name in ("stride", "dilation"):
-        values = getattr(conv, name)
-        if any(value != 1 for value in values):
-            parts.append(f"{name} {_short(values)}")
-    if conv.groups > 1:
-        parts.append("depthwise" if conv.groups == conv.in_channels == conv.out_channels else f"groups {conv.groups}")
-    return " ".join(parts)
-
-
-def _short(values: Sequence[int]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else "×".join(map(str, values))
+    if attention is not None:
+        names = dict(converted.named_modules(remove_duplicate=False))
+        foreign = [layer.name for layer in attention.layers if layer.name not in names]
+        if foreign:
+            raise ConvswapError(f"these attention statistics are of another model: there is no {foreign[0]!r} here")
+    return replace(with_present_pictures(found, converted), attention=attention)
 
 
 def _step_from(data: Mapping[str, Any]) -> StepReport:

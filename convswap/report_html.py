@@ -7,7 +7,11 @@ from typing import Any
 
 import jinja2
 
+from . import attention_words
+from .attention_pictures import pictures
+from .attention_statistics import AttentionStatistics
 from .formatting import change, further_columns, headline, notes, shorten, totals, verdict
+from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import gallery, movement
 
@@ -22,6 +26,24 @@ def to_fragment(report: Report) -> str:
     return _environment().get_template("report.html").render(_context(report))
 
 
+def attention_fragment(statistics: AttentionStatistics) -> str:
+    """Attention statistics alone, for notebooks."""
+    template = _environment().get_template("attention.html")
+    return f'<div class="convswap">\n{template.render(attention=_attention(statistics))}\n</div>'
+
+
+def _attention(statistics: AttentionStatistics) -> dict[str, Any]:
+    return {
+        "headline": attention_words.headline(statistics),
+        "remarks": attention_words.remarks(statistics),
+        "pictures": pictures(statistics),
+        "tables": (
+            (attention_words.COLUMNS, attention_words.rows(statistics)),
+            (attention_words.RESOLUTION_COLUMNS, attention_words.resolution_rows(statistics)),
+        ),
+    }
+
+
 def _context(report: Report) -> dict[str, Any]:
     return {
         "report": report,
@@ -33,6 +55,8 @@ def _context(report: Report) -> dict[str, Any]:
         "kept": report.keeps_by_reason(),
         "totals": totals(report),
         "verdict": verdict(report),
+        "freezing": freeze_sentences(report),
+        "attention": None if report.attention is None else _attention(report.attention),
     }
 
 

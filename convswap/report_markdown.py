@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from . import attention_words
+from .attention_statistics import AttentionStatistics
 from .formatting import change, further_columns, headline, notes, shorten, totals, verdict
+from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import movement
 
@@ -29,7 +32,21 @@ def to_markdown(report: Report) -> str:
     sentences = verdict(report)
     if sentences:
         lines += ["", *(f"- {_escape(sentence)}" for sentence in sentences)]
+    if report.freezings:
+        lines += ["", *(f"- {_escape(sentence)}" for sentence in freeze_sentences(report))]
+    if report.attention is not None:
+        lines += ["", *_attention(report.attention)]
     return "\n".join(lines) + "\n"
+
+
+def _attention(statistics: AttentionStatistics) -> list[str]:
+    lines = [f"## {_escape(attention_words.headline(statistics))}"]
+    for columns, rows in (
+        (attention_words.COLUMNS, attention_words.rows(statistics)),
+        (attention_words.RESOLUTION_COLUMNS, attention_words.resolution_rows(statistics)),
+    ):
+        lines += ["", _row(columns), _row(["---"] * len(columns)), *(_row([*map(_escape, row)]) for row in rows)]
+    return [*lines, "", *(f"- {_escape(remark)}" for remark in attention_words.remarks(statistics))]
 
 
 def _swap_table(report: Report) -> list[str]:

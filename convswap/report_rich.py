@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
-
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .formatting import change, further_columns, headline, notes, printable, shorten, totals, verdict
+from . import attention_rich
+from .formatting import change, further_columns, headline, notes, shorten, totals, verdict
+from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import movement
-
-TEXT_WIDTH = 140
+from .rich_text import plain, rendered
 
 
 def to_text(report: Report) -> str:
     """The report as plain text."""
-    stream = io.StringIO()
-    Console(file=stream, width=TEXT_WIDTH, no_color=True, highlight=False).print(to_rich(report))
-    return stream.getvalue().rstrip("\n")
+    return rendered(to_rich(report))
 
 
 def to_rich(report: Report) -> RenderableType:
@@ -39,6 +36,9 @@ def to_rich(report: Report) -> RenderableType:
     for line in verdict(report):
         failed = report.verification is not None and not report.verification.passed
         parts.append(plain(line, style="red" if failed else "green"))
+    parts += [plain(sentence) for sentence in freeze_sentences(report)]
+    if report.attention is not None:
+        parts.append(attention_rich.to_rich(report.attention))
     return Group(*parts)
 
 
@@ -77,11 +77,6 @@ def _kept(report: Report) -> list[RenderableType]:
 
 def _labelled(label: str, text: str) -> Text:
     return Text.assemble((label, "bold"), plain(text))
-
-
-def plain(text: str, style: str = "") -> Text:
-    """Text that rich takes literally, without control characters."""
-    return Text(printable(text), style=style)
 
 
 def _total_table(report: Report) -> Table:

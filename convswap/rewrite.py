@@ -6,6 +6,7 @@ import copy
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,38 +16,62 @@ from .conv_classes import CONVS, plain_conv
 from .decisions import placement
 from .errors import ConvswapError, ModelError
 from .formatting import shorten
-from .layers import HypernetConv2d
+from .layers import ConvLayer, HypernetConv2d, PatchDynamicConv2d
 from .plan import Step
 from .targets import get_target
 from .throwaway import untouched_randomness
 
 
-def build_layers(steps: Iterable[Step], seed: int | Mapping[str, int]) -> dict[int, nn.Module]:
+def build_layers(
+    steps: Iterable[Step], seed: int | Mapping[str, int], outlines: Mapping[str, nn.Module] | None = None
+) -> dict[int, nn.Module]:
     """The new layers of the steps that swap, by the identity of the convolution that each takes the place of.
 
     A layer's random start depends on the seed (one for all, or by name) and its name, or its group's name, alone: not
     on the device, the rank or the other steps.
+
+    Of the names in ``outlines`` it is what there is.
 
     Raises:
         ConvswapError: if a target's ``build`` fails, naming the convolution.
     """
     layers: dict[int, nn.Module] = {}
     swaps = [step for step in steps if step.action == "swap"]
+    made_before = outlines or {}
+    layers.update(
+        {id(step.site.module): made_before[step.site.name] for step in swaps if step.site.name in made_before}
+    )
     # Weights that are to be trained must not become inference tensors, nor be fitted in half precision.
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(untouched_randomness())  # for layers that draw from the global generator all the same
-        for group in _groups(swaps):
+        for group in _groups([step for step in swaps if step.site.name not in made_before]):
             seed_of_group = seed if isinstance(seed, int) else seed[group[0].site.name]
             convs = [step.site.module for step in group]
             made = _apart_from(convs, _build(group, _layer_seed(seed_of_group, group[0].group or group[0].site.name)))
             for conv, layer in zip(convs, made, strict=True):
                 layers[id(conv)] = layer.train(conv.training)
-                _take_over_attributes(conv, layer)
+                take_over_attributes(conv, layer)
     _tie(swaps, layers)
     return layers
+
+
+def frozen_outline(step: Step) -> nn.Module:
+    """The convolution that the layer of a step freezes to, on the meta device.
+
+    Raises:
+        ConvswapError: if the layer does not freeze.
+    """
+    layer: Any = get_target(str(step.target)).build(step.site.plain, step.options, None)
+    if not hasattr(layer, "freeze"):
+        raise ConvswapError(
+            f"{step.site.name} is said to be frozen, which a layer of the target {step.target!r} cannot be"
+        )
+    conv: nn.Module = layer.freeze()
+    take_over_attributes(step.site.module, conv)
+    return conv.train(step.site.module.training)
 
 
 def _groups(swaps: Iterable[Step]) -> list[list[Step]]:
@@ -126,16 +151,26 @@ def _check_copy(model: nn.Module, copied: nn.Module, layers: dict[int, nn.Module
             part.training = module.training
 
 
-def _take_over_attributes(conv: nn.Module, layer: nn.Module) -> None:
-    """Give ``layer`` what others have noted on the convolution: attributes that torch's own do not have."""
-    if type(conv) not in CONVS:
+def take_over_attributes(old: nn.Module, new: nn.Module) -> None:
+    """Give ``new`` what others have noted on the convolution or layer: attributes that its class does not set."""
+    kind: Any = type(old)
+    own = _own_attributes(kind)
+    if own is None:
         return
-    for name, value in conv.__dict__.items():
-        if name not in _CONV_ATTRIBUTES and not hasattr(layer, name):
-            layer.__dict__[name] = value
+    for name, value in old.__dict__.items():
+        if name not in own and not hasattr(new, name) and not hasattr(kind, name):
+            new.__dict__[name] = value
 
 
-_CONV_ATTRIBUTES = frozenset(nn.Conv2d(1, 1, 1, device="meta").__dict__)
+@cache
+def _own_attributes(kind: Any) -> frozenset[str] | None:
+    """The names of the attributes that a class of torch's convolutions, or of our layers, sets; None of others."""
+    if kind not in CONVS and not issubclass(kind, ConvLayer):
+        return None
+    try:
+        return frozenset(kind(1, 1, 1, device="meta").__dict__)
+    except (TypeError, ValueError):
+        return None
 
 
 def _tie(swaps: list[Step], layers: dict[int, nn.Module]) -> None:
@@ -149,13 +184,13 @@ def _tie(swaps: list[Step], layers: dict[int, nn.Module]) -> None:
             for place, (module, own_name) in enumerate(_carried(layer, name)):
                 carried = module._parameters[own_name]
                 shared = first.setdefault((id(parameter), place), carried)
-                if shared is not carried:
+                if shared is not carried and (shared is None or carried is None or shared.shape == carried.shape):
                     module._parameters[own_name] = shared
 
 
 def _carried(layer: nn.Module, name: str) -> tuple[tuple[nn.Module, str], ...]:
     """The modules that hold what was carried over from a convolution's parameter of this name, and its names there."""
-    if isinstance(layer, HypernetConv2d):
+    if isinstance(layer, HypernetConv2d | PatchDynamicConv2d):
         return layer.carried_parameters().get(name, ())
     return ((layer, name),) if layer._parameters.get(name) is not None else ()
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from .conv_classes import CONVS
 from .errors import ConvswapError, ModelError, OptionError, UnknownNameError, did_you_mean
-from .report import describe_geometry
+from .report_making import describe_geometry
 from .throwaway import untouched_randomness
 
 _FORBIDDEN = frozenset(

@@ -255,20 +255,35 @@ def _read_inputs(model: nn.Module, inputs: VerifyInputs) -> tuple[Any, str]:
 
 
 def _pairs(original: nn.Module, converted: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Convolutions of the original that are something else in the converted model."""
+    """Convolutions of the original that are something else in the converted model, or have been in between."""
     other = dict(converted.named_modules())
+    frozen = _frozen(converted)
     pairs: dict[str, tuple[nn.Module, nn.Module]] = {}
     for name, module in original.named_modules():
-        if isinstance(module, CONVS) and name in other and type(other[name]) is not type(module):
+        there = other.get(name)
+        changed = there is not None and (type(there) is not type(module) or name in frozen)
+        if isinstance(module, CONVS) and changed:
             pairs[name] = (module, other[name])
     return pairs
+
+
+def _frozen(converted: nn.Module) -> dict[str, Fidelity]:
+    """What became a layer and then a convolution again, and what that promises."""
+    from .carried_report import earlier_report
+
+    report = earlier_report(converted)
+    return {} if report is None else {name: layer.fidelity for name, layer in report.frozen().items()}
 
 
 def _fidelities(converted: nn.Module) -> dict[str, Fidelity]:
     from .carried_report import earlier_report
 
     report = earlier_report(converted)
-    return {} if report is None else {s.name: s.fidelity for s in report.swaps if s.fidelity is not None}
+    if report is None:
+        return {}
+    fidelities = {s.name: s.fidelity for s in report.swaps if s.fidelity is not None}
+    frozen = {name: layer.fidelity for name, layer in report.frozen().items() if layer.fidelity != "exact"}
+    return {**fidelities, **frozen}
 
 
 def _check(name: str, conv: Any, fidelity: Fidelity, x: Tensor, expected: Tensor, actual: Tensor) -> LayerCheck:

@@ -1,4 +1,4 @@
-"""The command line: ``convswap plan | convert | diff | report | targets | doctor``."""
+"""The command line: ``convswap plan | convert | freeze | diff | report | targets | build | doctor``."""
 
 from .main import main
 

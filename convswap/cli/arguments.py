@@ -9,26 +9,73 @@ from typing import Any
 
 from torch import nn
 
+from ..atomic import check_writable, write_text
 from ..checkpoint import load_into, read_state_dict
 from ..errors import ConvswapError, OptionError
 from ..files import FileInfo, is_converted_file, load, read_info
 from ..options import code_named_by, parse_assignment
+from ..report import Report
 from ..sources import Source, build_model, parse_source
 from .errors import UsageError
+
+REPORT_FORMS = {".html": Report.to_html, ".md": Report.to_markdown, ".json": Report.to_json, ".txt": Report.__str__}
 
 
 def add_rule(parser: argparse.ArgumentParser) -> None:
     """``--to``, ``--where`` and ``--option``."""
     parser.add_argument("--to", required=True, metavar="TARGET", help="what to convert to (see: convswap targets)")
+    add_where(parser)
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the target; may be repeated"
+    )
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """``--where``."""
     parser.add_argument(
         "--where",
         action="append",
         metavar="PATTERN",
         help="which: a glob on the name (* crosses dots), re:REGEX, or !PATTERN to exclude; may be repeated",
     )
+
+
+def add_output_files(parser: argparse.ArgumentParser) -> None:
+    """``--out``, ``--report`` and ``--force``."""
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the target; may be repeated"
+        "--report", type=Path, metavar="FILE", help=f"write the report here too ({', '.join(REPORT_FORMS)})"
     )
+    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+
+
+def check_output_names(parsed: argparse.Namespace) -> None:
+    """Make sure that ``--out`` and ``--report`` are called as what they are to be.
+
+    Raises:
+        UsageError: if one is not.
+    """
+    if parsed.out.suffix != ".safetensors":
+        raise UsageError(f"--out must be a .safetensors file, got {parsed.out}")
+    if parsed.report is not None and parsed.report.suffix not in REPORT_FORMS:
+        raise UsageError(f"--report must end in {', '.join(REPORT_FORMS)}, got {parsed.report}")
+
+
+def check_output_files(parsed: argparse.Namespace) -> None:
+    """Find out before any work what would stop its result from being written.
+
+    Raises:
+        FileError: if something would.
+    """
+    for path in (parsed.out, parsed.report):
+        if path is not None:
+            check_writable(path, parsed.force)
+
+
+def write_report(parsed: argparse.Namespace, made: Report) -> None:
+    """Write a report where ``--report`` says."""
+    if parsed.report is not None:
+        write_text(parsed.report, REPORT_FORMS[parsed.report.suffix](made), parsed.force)
 
 
 def add_input_size(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +191,8 @@ def _refuse_code(path: Path, info: FileInfo, source_too: bool) -> None:
     factory = info.source if source_too and info.source is not None and info.source.is_code else None
     named = {} if factory is None else {str(factory): None}
     for step in info.report.recipe.steps:
-        named.update(dict.fromkeys(filter(None, [code_named_by(step.target, step.options)])))
+        if step.target is not None:
+            named.update(dict.fromkeys(filter(None, [code_named_by(step.target, step.options)])))
     if named:
         instead = "" if factory is None else f"; instead of {factory}, --model may name an architecture"
         raise ConvswapError(

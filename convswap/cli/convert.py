@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..atomic import check_writable, write_text
 from ..convert import convert
 from ..files import save
 from ..inputs import default_input_shape
-from ..report import Report, report
+from ..report import report
 from . import arguments
 from .errors import UsageError
 from .output import print_error, print_json, progress, show
@@ -18,8 +17,6 @@ from .output import print_error, print_json, progress, show
 EXAMPLE = (
     "convswap convert resnet50.pth --model torchvision:resnet50 --to dynamic --out dy.safetensors --report dy.html"
 )
-
-REPORT_FORMS = {".html": Report.to_html, ".md": Report.to_markdown, ".json": Report.to_json, ".txt": Report.__str__}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model_args(parser)
     arguments.add_trust(parser)
     arguments.add_rule(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help=f"write the report here too ({', '.join(REPORT_FORMS)})"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite files that exist")
+    arguments.add_output_files(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random starts (default 0)")
     parser.add_argument(
         "--verify",
@@ -47,11 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command."""
-    _check_usage(parsed)
+    if parsed.no_verify and parsed.verify is not None:
+        raise UsageError("--verify and --no-verify exclude each other")
+    arguments.check_output_names(parsed)
     to, where, options = arguments.rule(parsed)
     inputs = arguments.example_inputs(parsed)
     model_args = arguments.assignments(parsed.model_arg)
-    _check_outputs(parsed)
+    arguments.check_output_files(parsed)
     with progress(f"reading {parsed.checkpoint}"):
         model, source = arguments.load_model(parsed.checkpoint, parsed.model, model_args, parsed.trust_source)
     with progress(f"converting to {to}"):
@@ -60,30 +55,13 @@ def run(parsed: argparse.Namespace) -> int:
     made = report(new)
     with progress(f"writing {parsed.out}"):
         save(new, parsed.out, source, overwrite=parsed.force)
-        if parsed.report is not None:
-            write_text(parsed.report, REPORT_FORMS[parsed.report.suffix](made), parsed.force)
+        arguments.write_report(parsed, made)
     if parsed.json:
         print_json(made.to_dict())
     else:
         show(made)
         show(f"written to {parsed.out}")
     return 0
-
-
-def _check_usage(parsed: argparse.Namespace) -> None:
-    if parsed.no_verify and parsed.verify is not None:
-        raise UsageError("--verify and --no-verify exclude each other")
-    if parsed.out.suffix != ".safetensors":
-        raise UsageError(f"--out must be a .safetensors file, got {parsed.out}")
-    if parsed.report is not None and parsed.report.suffix not in REPORT_FORMS:
-        raise UsageError(f"--report must end in {', '.join(REPORT_FORMS)}, got {parsed.report}")
-
-
-def _check_outputs(parsed: argparse.Namespace) -> None:
-    """Find out before any work what would stop its result from being written."""
-    for path in (parsed.out, parsed.report):
-        if path is not None:
-            check_writable(path, parsed.force)
 
 
 def _verify_inputs(parsed: argparse.Namespace, model: Any, inputs: tuple[int, ...] | None) -> Any:

@@ -1,0 +1,67 @@
+"""Turn the layers of a converted file into plain convolutions, and write the result."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..data_files import DataFiles
+from ..files import read_info, save
+from ..freezing import freeze
+from ..report import report
+from . import arguments
+from .errors import UsageError
+from .output import print_json, progress, show
+
+EXAMPLE = "convswap freeze dy.safetensors --out frozen.safetensors --mode mean --data photos/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's arguments."""
+    parser.add_argument("file", type=Path, help="a converted file")
+    parser.add_argument("--model", help="its architecture, if the file does not name it or not that one")
+    arguments.add_model_args(parser)
+    arguments.add_trust(parser)
+    parser.add_argument(
+        "--mode",
+        choices=("exact", "mean"),
+        default="exact",
+        help="exact (default): layers whose kernel is the same for all inputs; mean: those that attend to kernels too, "
+        "at their mean attention over the data",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="photos, tensor files (.pt, .npy, .safetensors; samples first) or folders of them: what to take the mean "
+        "attention over, and to measure errors on",
+    )
+    arguments.add_where(parser)
+    arguments.add_output_files(parser)
+    arguments.add_json(parser)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the command."""
+    model_args = arguments.assignments(parsed.model_arg)
+    if parsed.mode == "mean" and not parsed.data:
+        raise UsageError("--mode mean takes the mean attention over data: give --data")
+    arguments.check_output_names(parsed)
+    arguments.check_output_files(parsed)
+    with progress(f"reading {parsed.file}"):
+        read_info(parsed.file)  # which a checkpoint, that load_model takes too, does not have
+        model, source = arguments.load_model(parsed.file, parsed.model, model_args, parsed.trust_source)
+    with progress("freezing"):
+        data = DataFiles(model, parsed.data) if parsed.data else None
+        frozen = freeze(model, data, mode=parsed.mode, where=parsed.where or "*")
+    made = report(frozen)
+    with progress(f"writing {parsed.out}"):
+        save(frozen, parsed.out, source, overwrite=parsed.force)
+        arguments.write_report(parsed, made)
+    if parsed.json:
+        print_json(made.to_dict())
+    else:
+        show(made)
+        show(f"written to {parsed.out}")
+    return 0
