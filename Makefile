@@ -21,7 +21,8 @@ demo: $(INSTALLED)
 # What has kernels is tested twice: on the plain PyTorch forms, and with the compiled kernels.
 test: check
 	CONVSWAP_KERNELS=off $(PYTEST) tests/layers/ops tests/layers/test_dcls*.py tests/layers/test_large*.py \
-		tests/layers/test_guided*.py $(SAME)
+		tests/layers/test_guided*.py tests/layers/test_dynamic_conv.py tests/layers/test_od_conv.py \
+		tests/layers/test_hybrid*.py tests/layers/test_patch_dynamic*.py $(SAME)
 	$(PYTEST)
 
 check: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, in order, in an empty folder that holds the sample checkpoint."""
+"""Every snippet of the README runs, in order, in an empty folder that holds the sample checkpoint and a photo."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def test_command_snippets_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(samples.mobilenet_v2_checkpoint(), tmp_path / "mobilenet_v2.pth")
+    shutil.copy(samples.photo("cat"), tmp_path / "cat.png")
     lines = [line for snippet in snippets("sh") for line in snippet.splitlines() if line.startswith("convswap ")]
     assert {line.split()[1] for line in lines} == {command.__name__.rpartition(".")[2] for command in COMMANDS}
     for line in lines:
