@@ -273,7 +273,7 @@ def test_kernels_are_chosen_where_they_pay():
     assert chosen_for(8, 64, 1, 1, out=64, kernel=3) == "stacked"
     assert chosen_for(1, 64, 7, 7, out=64, kernel=3) == "loop"
     assert chosen_for(8, 64, 7, 7, out=64, kernel=3, groups=32) == "grouped"
-    assert chosen_for(8, 32, 56, 56, out=32, kernel=3, groups=32) == "depthwise"
+    assert chosen_for(8, 32, 56, 56, out=32, kernel=11, groups=32) == "depthwise"
     assert chosen_for(8, 32, 7, 7, out=32, kernel=3, groups=32) == "grouped"
 
 
