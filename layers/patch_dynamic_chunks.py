@@ -13,7 +13,7 @@ from .patch_dynamic_hidden import Maps, Statistics, first_units, second_map, sec
 CHUNK = 1 << 18
 """Numbers of a hidden layer that are computed at a time, where there is a choice."""
 
-PIXELS = 384
+PIXELS = 256
 """Rows of a matrix product that are enough to make it fast."""
 
 
