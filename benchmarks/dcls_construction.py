@@ -7,11 +7,7 @@ kB; at least what the results take is always counted. Each figure is that of a p
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +15,7 @@ from torch import Tensor
 from convswap.layers import Dcls2d
 
 from .dcls import dense, depthwise, oracle
+from .memory import measured_elsewhere, peak_of
 from .timing import forward_and_backward, table_row, times
 
 SHAPES = {"dense": dense, "depthwise": depthwise}
@@ -70,31 +67,13 @@ def _run(ours: Dcls2d, construct: Callable[[], Tensor], which: str) -> Callable[
     return forward_and_backward(construct, [p for p in (ours.weight, ours.P, ours.SIG) if p is not None])
 
 
-def _peak_elsewhere(version: str, shape: str, which: str, whose: str) -> int:
-    """Bytes, measured in a process whose C library gives back at once what is freed."""
-    command = [sys.executable, "-m", "benchmarks.dcls_construction", "--peak", version, shape, which, whose]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "4096"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return int(done.stdout)
+def _peak_elsewhere(*which: str) -> int:
+    """Bytes, for a version, a shape, a pass and whose construction it is."""
+    return int(measured_elsewhere("benchmarks.dcls_construction", "--peak", *which))
 
 
 def _peak(version: str, shape: str, which: str, whose: str) -> int:
-    run = _runs(version, shape, which)[whose]
-    results = run()  # what is loaded or set up once is not of the construction
-    tensors = results if isinstance(results, tuple) else (results,)
-    least = sum(value.nbytes for value in tensors if isinstance(value, Tensor))
-    del results, tensors
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-    before = _status("VmRSS")
-    run()
-    return max(_status("VmHWM") - before, least)
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"the system does not tell {name}")
+    return peak_of(_runs(version, shape, which)[whose])
 
 
 def main() -> None:

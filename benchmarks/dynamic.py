@@ -8,11 +8,7 @@ beyond what it held before, as the system counts it.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +19,7 @@ from torch import Tensor, nn
 import convswap
 from convswap.layers import CondConv2d, DynamicConv2d, ODConv2d
 
+from .memory import measured_elsewhere, peak_of
 from .timing import forward_and_backward, table_row, times
 
 COLUMNS = [
@@ -127,11 +124,9 @@ class _Published(nn.Module):
 
 
 def _peaks_elsewhere(layer: str, shape: str) -> dict[tuple[str, str], int]:
-    """Bytes, measured in a process whose C library gives back at once what is freed."""
-    command = [sys.executable, "-m", "benchmarks.dynamic", "--peaks", layer, shape]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "4096"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    lines = (line.split("\t") for line in done.stdout.splitlines())
+    """Bytes, for each pass and module."""
+    printed = measured_elsewhere("benchmarks.dynamic", "--peaks", layer, shape)
+    lines = (line.split("\t") for line in printed.splitlines())
     return {(which, key): int(size) for which, key, size in lines}
 
 
@@ -139,25 +134,7 @@ def _print_peaks(layer: str, shape: str) -> None:
     x, modules = _modules(layer, shape)
     for which in PASSES:
         for key, module in modules.items():
-            print(which, key, _peak(_run(module, x, which)), sep="\t")
-
-
-def _peak(run: Callable[[], object]) -> int:
-    results = run()  # what is loaded or set up once is not counted
-    tensors = results if isinstance(results, tuple) else (results,)
-    least = sum(value.nbytes for value in tensors if isinstance(value, Tensor))
-    del results, tensors
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-    before = _status("VmRSS")
-    run()
-    return max(_status("VmHWM") - before, least)
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"the system does not tell {name}")
+            print(which, key, peak_of(_run(module, x, which)), sep="\t")
 
 
 def main() -> None:
