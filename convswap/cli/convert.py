@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..convert import convert
-from ..files import save
 from ..inputs import default_input_shape
-from ..report import report
 from . import arguments
 from .errors import UsageError
-from .output import print_error, print_json, progress, show
+from .output import print_error, progress
+from .writing import write_model
 
 EXAMPLE = (
     "convswap convert resnet50.pth --model torchvision:resnet50 --to dynamic --out dy.safetensors --report dy.html"
@@ -52,15 +51,7 @@ def run(parsed: argparse.Namespace) -> int:
     with progress(f"converting to {to}"):
         verify = _verify_inputs(parsed, model, inputs)
         new = convert(model, to, where, example_inputs=inputs, seed=parsed.seed, verify=verify, **options)
-    made = report(new)
-    with progress(f"writing {parsed.out}"):
-        save(new, parsed.out, source, overwrite=parsed.force)
-        arguments.write_report(parsed, made)
-    if parsed.json:
-        print_json(made.to_dict())
-    else:
-        show(made)
-        show(f"written to {parsed.out}")
+    write_model(parsed, new, source)
     return 0
 
 

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from ..data_files import DataFiles
-from ..files import read_info, save
+from ..files import read_info
 from ..freezing import freeze
-from ..report import report
 from . import arguments
 from .errors import UsageError
-from .output import print_json, progress, show
+from .output import progress
+from .writing import write_model
 
 EXAMPLE = "convswap freeze dy.safetensors --out frozen.safetensors --mode mean --data photos/"
 
@@ -55,13 +55,5 @@ def run(parsed: argparse.Namespace) -> int:
     with progress("freezing"):
         data = DataFiles(model, parsed.data) if parsed.data else None
         frozen = freeze(model, data, mode=parsed.mode, where=parsed.where or "*")
-    made = report(frozen)
-    with progress(f"writing {parsed.out}"):
-        save(frozen, parsed.out, source, overwrite=parsed.force)
-        arguments.write_report(parsed, made)
-    if parsed.json:
-        print_json(made.to_dict())
-    else:
-        show(made)
-        show(f"written to {parsed.out}")
+    write_model(parsed, frozen, source)
     return 0
