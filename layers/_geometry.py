@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -129,6 +129,17 @@ def output_size(
         (size + before + after - extent) // step + 1
         for size, (before, after), extent, step in zip(input_size, widths, window, stride, strict=True)
     )
+
+
+def windows(
+    image: Tensor, size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Iterator[Tensor]:
+    """For each tap a view of the padded pixels that it reads, (B, C, *size)."""
+    (height, width), (down, across) = size, stride
+    for i in range(kernel_size[0]):
+        for j in range(kernel_size[1]):
+            y, x = i * dilation[0], j * dilation[1]
+            yield image[:, :, y : y + (height - 1) * down + 1 : down, x : x + (width - 1) * across + 1 : across]
 
 
 def is_channels_last(weight: Tensor) -> bool:

@@ -21,6 +21,7 @@ from ._geometry import (
     pad,
     pad_widths,
     per_axis,
+    windows,
 )
 from .dynamic_choice import check_formula, output_format
 from .dynamic_conv import dynamic_conv, mix_kernels
@@ -185,18 +186,13 @@ def _columns(
     """All but the filters' attention and the bias."""
     kernel, scale = attentions.get("kernel"), _scale(x, weight, attentions)
     rows, columns = weight.shape[2:]
-    height, width = output_size(x.shape[2:], widths, effective_size((rows, columns), dilation), stride)
+    size = output_size(x.shape[2:], widths, effective_size((rows, columns), dilation), stride)
     x = pad(x, widths, padding_mode)
+    taps = list(windows(x, size, (rows, columns), stride, dilation))
     if scale is not None:
-        scale = scale.to(x.dtype).expand(-1, -1, rows, columns)
-    taps = []
-    for i in range(rows):
-        for j in range(columns):
-            top, left = i * dilation[0], j * dilation[1]
-            seen = x[:, :, top : top + (height - 1) * stride[0] + 1 : stride[0]]
-            seen = seen[..., left : left + (width - 1) * stride[1] + 1 : stride[1]]
-            # Before they are put together: what is kept for the gradient is then the image, and not what taps see.
-            taps.append(seen if scale is None else seen * scale[..., i : i + 1, j : j + 1])
+        # Before they are put together: what is kept for the gradient is then the image, and not what taps see.
+        weights = scale.to(x.dtype).expand(-1, -1, rows, columns).flatten(2).split(1, 2)
+        taps = [seen * own[..., None] for seen, own in zip(taps, weights, strict=True)]
     if len(taps) == 1:
         image = taps[0]
     elif is_channels_last(weight):  # in its order, with the channels of a tap side by side, it need not be copied

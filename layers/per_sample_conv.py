@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._geometry import conv_nd, effective_size, is_channels_last, output_size, pad
+from ._geometry import conv_nd, effective_size, is_channels_last, output_size, pad, windows
 
 
 def grouped(
@@ -99,16 +99,12 @@ def tap_by_tap(
     height, width = output_size(x.shape[2:], widths, effective_size(kernels.shape[3:], dilation), stride)
     x = pad(x, widths, padding_mode)
     batch, out, channels, rows, columns = kernels.shape
-    own = kernels.reshape(batch, groups, out // groups, channels, rows, columns)
+    own = kernels.reshape(batch, groups, out // groups, channels, rows * columns)
     total = None
-    for i in range(rows):
-        for j in range(columns):
-            top, left = i * dilation[0], j * dilation[1]
-            seen = x[:, :, top : top + (height - 1) * stride[0] + 1 : stride[0]]
-            seen = seen[..., left : left + (width - 1) * stride[1] + 1 : stride[1]]
-            term = own[..., i, j] @ seen.reshape(batch, groups, channels, height * width)
-            term = term.to(torch.promote_types(x.dtype, torch.float32))  # half precision would round every sum
-            total = term if total is None else total + term
+    for tap, seen in enumerate(windows(x, (height, width), (rows, columns), stride, dilation)):
+        term = own[..., tap] @ seen.reshape(batch, groups, channels, height * width)
+        term = term.to(torch.promote_types(x.dtype, torch.float32))  # half precision would round every sum
+        total = term if total is None else total + term
     assert total is not None
     if bias is not None:
         total = total + bias.reshape(batch, groups, out // groups, 1)

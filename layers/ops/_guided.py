@@ -1,4 +1,4 @@
-"""What the convolutions with generated kernels share: the pixels that taps read, and how their ops differentiate.
+"""What the convolutions with generated kernels share: sums over taps, and how their ops differentiate.
 
 Such a convolution is linear in the input and linear in the kernels. So its two gradients are linear in both of their
 arguments too, and three ops are each other's derivatives of every order.
@@ -7,14 +7,14 @@ arguments too, and three ops are each other's derivatives of every order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._geometry import effective_size, memory_format, output_size
+from .._geometry import effective_size, memory_format, output_size, windows
 from ._define import define
 
 GEOMETRY = "int[] kernel_size, int[] stride, SymInt[] padding, int[] dilation"
@@ -56,17 +56,6 @@ def padded(input: Tensor, padding: Sequence[int]) -> Tensor:
     """With zeros around the image: top, bottom, left, right."""
     top, bottom, left, right = padding
     return F.pad(input, (left, right, top, bottom)) if any(padding) else input
-
-
-def windows(
-    image: Tensor, size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> Iterator[Tensor]:
-    """For each tap a view of the padded pixels that it reads, (B, C, *size)."""
-    (height, width), (down, across) = size, stride
-    for i in range(kernel_size[0]):
-        for j in range(kernel_size[1]):
-            y, x = i * dilation[0], j * dilation[1]
-            yield image[:, :, y : y + (height - 1) * down + 1 : down, x : x + (width - 1) * across + 1 : across]
 
 
 def scattered(

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from .._geometry import memory_format
-from ._guided import check_fit, define_guided, padded, precise, scattered, windows
+from .._geometry import memory_format, windows
+from ._guided import check_fit, define_guided, padded, precise, scattered
 
 
 def guided_channelwise_conv2d_ref(

@@ -10,8 +10,8 @@ import math
 
 from torch import Tensor
 
-from .._geometry import memory_format
-from ._guided import check_fit, define_guided, padded, precise, scattered, windows
+from .._geometry import memory_format, windows
+from ._guided import check_fit, define_guided, padded, precise, scattered
 
 
 def guided_local_conv2d_ref(
