@@ -39,7 +39,7 @@ def large_depthwise(driver):
     return driver("large_depthwise_driver")
 
 
-def check(driver, case, dtype, blocks=1 << 30, shared=SHARED, orders=(0, 1, 2)):
+def check(driver, case, dtype, blocks=1 << 30, shared=SHARED, orders=(0, 2)):
     batch, channels, multiplier, size, kernel, stride, (top, bottom, left, right) = case
     x = torch.randn(batch, channels, *size, dtype=torch.float64).to(dtype)
     w = torch.randn(channels * multiplier, 1, *kernel, dtype=torch.float64).to(dtype)

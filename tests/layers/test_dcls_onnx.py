@@ -29,25 +29,34 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["as it is", "frozen"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_onnx_gives_the_same_numbers_for_any_batch(name, frozen, tmp_path):
-    make, size = LAYERS[name]
-    layer = make().eval()
-    x = torch.randn(2, layer.in_channels, *size)
-    expected = layer(torch.cat((x, x.flip(0), x[:1])))
-    exported: nn.Module = layer.freeze() if frozen else layer
-    path = tmp_path / "layer.onnx"
+class Together(nn.Module):
+    """Layers side by side: an export of one takes nearly as long as one of all."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, images):
+        return [layer(x) for layer, x in zip(self.layers, images, strict=True)]
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["as they are", "frozen"])
+def test_onnx_gives_the_same_numbers_for_any_batch(frozen, tmp_path):
+    layers = [make().eval() for make, _ in LAYERS.values()]
+    images = [
+        torch.randn(2, layer.in_channels, *size) for layer, (_, size) in zip(layers, LAYERS.values(), strict=True)
+    ]
+    more = [torch.cat((x, x.flip(0), x[:1])) for x in images]
+    expected = Together(layers)(more)
+    exported = Together([layer.freeze() for layer in layers] if frozen else layers)
+    path = tmp_path / "layers.onnx"
+    batch = torch.export.Dim("batch", min=1, max=64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            exported,
-            (x,),
-            path,
-            dynamo=True,
-            verbose=False,
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
-        )
+        shapes = ([{0: batch}] * len(images),)
+        torch.onnx.export(exported, (images,), path, dynamo=True, verbose=False, dynamic_shapes=shapes)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (y,) = session.run(None, {session.get_inputs()[0].name: torch.cat((x, x.flip(0), x[:1])).numpy()})
-    assert relative_error(torch.from_numpy(np.asarray(y)), expected) < 1e-5
+    names = [entry.name for entry in session.get_inputs()]
+    found = session.run(None, {key: x.numpy() for key, x in zip(names, more, strict=True)})
+    for name, y, wanted in zip(LAYERS, found, expected, strict=True):
+        assert relative_error(torch.from_numpy(np.asarray(y)), wanted) < 1e-5, name
