@@ -8,25 +8,6 @@
 namespace convswap {
 namespace {
 
-// The channels are neighbours, of images or of volumes.
-bool channels_are_last(const Tensor& t) {
-  if (t.dim() < 4 || t.dim() > 5 || t.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (int64_t i = 0; i < t.dim(); ++i) {
-    const int64_t axis = i == 0 ? 1 : i == t.dim() - 1 ? 0 : t.dim() - i;
-    if (t.size(axis) != 1 && t.stride(axis) != expected) return false;
-    expected *= t.size(axis);
-  }
-  return true;
-}
-
-Tensor in_format(const Tensor& tensor, bool last) {
-  if (!last) return in_order(tensor);
-  if (channels_are_last(tensor)) return tensor;
-  return torch::stable::contiguous(tensor,
-                                   tensor.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
-}
-
 Hybrid layout(const Tensor& z, bool last) {
   Hybrid h{z.size(0), z.size(1), 1};
   for (int64_t axis = 2; axis < z.dim(); ++axis) (last ? h.runs : h.pixels) *= z.size(axis);
@@ -49,7 +30,7 @@ constexpr Sum<T> largest() {
 Tensor forward(const Tensor& z, const Tensor& muls, const Tensor& powers) {
   check(z, muls, powers);
   const OnDevice run(z);
-  const bool last = channels_are_last(z);
+  const bool last = is_channels_last(z);
   const Tensor from = in_format(z, last), m = in_order(muls), p = in_order(powers);
   const Tensor y = torch::stable::empty_like(from);
   if (y.numel() == 0) return y;
@@ -66,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& z,
   check_guided_alike(z, "z", grad, "grad");
   check_guided_shape(grad, "grad", sizes_of(z));
   const OnDevice run(z);
-  const bool last = channels_are_last(z);
+  const bool last = is_channels_last(z);
   const Tensor from = in_format(z, last), g = in_format(grad, last), m = in_order(muls), p = in_order(powers);
   const Tensor to_z = torch::stable::empty_like(from), to_muls = torch::stable::empty_like(m);
   const Tensor to_powers = torch::stable::empty_like(p);

@@ -91,15 +91,25 @@ inline Tensor in_order(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Whether an image tensor is stored with its channels last, and not in C order as well.
+// Whether a tensor of images or volumes is stored with its channels last, and not in C order as well.
 inline bool is_channels_last(const Tensor& tensor) {
-  if (tensor.dim() != 4 || tensor.is_contiguous()) return false;
+  const int64_t dim = tensor.dim();
+  if (dim < 4 || dim > 5 || tensor.is_contiguous()) return false;
   int64_t expected = 1;
-  for (const int axis : {1, 3, 2, 0}) {
+  for (int64_t i = 0; i < dim; ++i) {
+    const int64_t axis = i == 0 ? 1 : i == dim - 1 ? 0 : dim - i;
     if (tensor.size(axis) != 1 && tensor.stride(axis) != expected) return false;
     expected *= tensor.size(axis);
   }
   return true;
+}
+
+// The tensor stored with its channels last, or else in C order.
+inline Tensor in_format(const Tensor& tensor, bool last) {
+  if (!last) return in_order(tensor);
+  if (is_channels_last(tensor)) return tensor;
+  return torch::stable::contiguous(tensor,
+                                   tensor.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d);
 }
 
 // Calls f with a zero of the tensor's element type.

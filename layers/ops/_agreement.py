@@ -18,12 +18,18 @@ def first_disagreement(device_type: str) -> str | None:
     """The name of an op whose results on a device differ from those on the CPU, or None if all agree."""
     for op, arguments in _examples():
         try:
-            there = op(*(value.to(device_type) if isinstance(value, Tensor) else value for value in arguments))
-            if not _alike(op(*arguments), there):
+            if not _alike(_run(op, arguments, "cpu"), _run(op, arguments, device_type)):
                 return str(op)
         except RuntimeError as error:
             return f"{op} ({error})"
     return None
+
+
+def _run(op: Any, arguments: tuple[Any, ...], device_type: str) -> Any:
+    """The results of an op on copies of its arguments, or, where it gives none, the first of these."""
+    copies = [v.to(device_type, copy=True) if isinstance(v, Tensor) else v for v in arguments]
+    results = op(*copies)
+    return copies[0] if results is None else results
 
 
 def _alike(here: Any, there: Any) -> bool:
@@ -45,10 +51,12 @@ def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
         dcls_separable,
         dcls_sparse_conv2d,
         dynamic_conv2d,
+        extrapolate_pad,
         guided_channelwise_conv2d,
         guided_local_conv2d,
         hybrid_activation,
         large_depthwise_conv2d,
+        padding_free_conv,
     )
 
     generator = torch.Generator().manual_seed(0)
@@ -101,6 +109,23 @@ def _examples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield dynamic_conv2d.forward, (x, kernels, more, shares, *dilated)
     yield dynamic_conv2d.input_grad, (y, kernels, shares, [10, 17, 15], *dilated)
     yield dynamic_conv2d.weight_grad, (y, x, kernels, shares, *dilated)
+    sides = ([2, 1, 0, 3], [2, 3, 1, 4])
+    for image in (numbers(2, 3, 37, 34), numbers(2, 8, 9, 7).to(memory_format=torch.channels_last)):
+        yield extrapolate_pad.forward, (image, *sides)
+        yield extrapolate_pad.backward, (extrapolate_pad.forward(image, *sides), *sides)
+    sides = ([1, 2, 0, 1, 20, 1], [3, 1, 2, 0, 1, 2])
+    x = numbers(2, 3, 5, 4, 6)
+    padded = extrapolate_pad.forward(x, *sides)
+    yield extrapolate_pad.forward, (x, *sides)
+    yield extrapolate_pad.backward, (padded, *sides)
+    yield extrapolate_pad.backward_in_place, (padded, *sides)
+    x, kernel, bias = numbers(2, 6, 17, 15), numbers(4, 3, 3, 3), numbers(4)
+    for keep in (True, False):
+        bordered = ([2, 1], [1, 2, 2, 1], [1, 2], 2, [2, 1, 2, 3], keep)
+        y = padding_free_conv.forward(x, kernel, bias, *bordered)
+        yield padding_free_conv.forward, (x, kernel, bias, *bordered)
+        yield padding_free_conv.input_grad, (y, kernel, [6, 17, 15], *bordered)
+        yield padding_free_conv.weight_grad, (y, x, [3, 3], *bordered, True)
     some = numbers(65537)
 
     def many(*shape: int) -> Tensor:

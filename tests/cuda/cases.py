@@ -14,12 +14,15 @@ REFERENCES = {
     "guided_local_conv2d": ("ops.guided_local_conv2d", "guided_local_conv2d_ref"),
     "dynamic_conv2d": ("ops.dynamic_conv2d", "dynamic_conv2d_ref"),
     "hybrid_activation": ("ops.hybrid_activation", "hybrid_activation_ref"),
+    "extrapolate_pad": ("ops.extrapolate_pad", "extrapolate_pad_ref"),
+    "extrapolate_pad_backward": ("ops.extrapolate_pad", "extrapolate_pad_backward_ref"),
 }
-MODULES = {"dcls_sparse_depthwise_conv2d": "dcls_sparse_conv2d"}
+MODULES = {"dcls_sparse_depthwise_conv2d": "dcls_sparse_conv2d", "extrapolate_pad_backward": "extrapolate_pad"}
 GUIDED = {"guided_channelwise_conv2d", "guided_local_conv2d"}
 BATCHED = {**dict.fromkeys(GUIDED, (0, 1, 2)), "dynamic_conv2d": (0, 2, 3)}  # which arguments have the batch axis
 MIXED = {"dynamic_conv2d"}  # in half precision, they multiply with sums that are rounded to it
-HALF = {"large_depthwise_conv2d", "dcls_sparse_depthwise_conv2d", *GUIDED, *MIXED, "hybrid_activation"}
+EXTRAPOLATED = {"extrapolate_pad", "extrapolate_pad_backward"}
+HALF = {"large_depthwise_conv2d", "dcls_sparse_depthwise_conv2d", *GUIDED, *MIXED, "hybrid_activation", *EXTRAPOLATED}
 """These take bfloat16 and float16."""
 
 
@@ -114,6 +117,24 @@ def hybrid_arguments(dtype):
     ]
 
 
+def extrapolated_arguments(name, dtype):
+    """In 1 to 3 dimensions. Weights are such that no number of half precision is too large, and in two cases many."""
+    found = []
+    for batch, channels, axes in [  # of which each is size, padding and order, before and after
+        (4, 64, [(56, 1, 1, 2, 2), (56, 1, 1, 2, 2)]),
+        (2, 37, [(30, 2, 1, 1, 2), (31, 0, 3, 3, 1)]),
+        (3, 8, [(7, 1, 2, 0, 3), (6, 2, 0, 1, 1), (9, 1, 1, 2, 1)]),
+        (5, 16, [(301, 3, 3, 4, 4)]),
+        (1, 3, [(40, 200, 3, 1, 1), (5, 0, 0, 0, 0)]),
+        (1, 8, [(20, 1, 1, 8, 8), (300, 150, 3, 1, 1)]),
+    ]:
+        outside = name == "extrapolate_pad_backward"
+        size = [axis[0] + (axis[1] + axis[2] if outside else 0) for axis in axes]
+        padding, order = [p for axis in axes for p in axis[1:3]], [o for axis in axes for o in axis[3:]]
+        found.append([torch.randn(batch, channels, *size).to(dtype), padding, order])
+    return found
+
+
 def arguments(name, dtype):
     """Lists of arguments, tensors in ``dtype`` and on the CPU; those to differentiate by require grad."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -142,6 +163,8 @@ def arguments(name, dtype):
         found = dynamic_arguments(dtype)
     elif name == "hybrid_activation":
         found = hybrid_arguments(dtype)
+    elif name in EXTRAPOLATED:
+        found = extrapolated_arguments(name, dtype)
     else:
         for dims, axes in [(1, [0]), (2, [1, 0]), (2, [0, 1]), (3, [2, 0, 1])]:
             for outs, ins, count in [(5, 3, 4), (64, 1, 34)]:

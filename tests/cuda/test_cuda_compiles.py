@@ -44,4 +44,6 @@ def test_compiles_and_registers():
 
 
 def test_the_same_ops_have_kernels_on_both():
-    assert names("cuda", ".cu") == names("cpu", ".cpp")
+    # In place is the CPU's alone: one thread of a GPU would overwrite what another has yet to read.
+    assert {*names("cpu", ".cpp")} - {*names("cuda", ".cu")} == {"extrapolate_pad_backward_"}
+    assert {*names("cuda", ".cu")} <= {*names("cpu", ".cpp")}

@@ -159,3 +159,17 @@ def test_more_mixed_numbers_than_32_bits_count():
     backward = torch.ops.convswap.dynamic_conv2d_weight_grad.default
     alone = backward(y[-1:], x[-1:], w, a[-1:], *geometry)[1]
     assert torch.equal(backward(y, x, w, a, *geometry)[1][-1:], alone)
+
+
+def test_more_padded_numbers_than_32_bits_count():
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GB of free GPU memory")
+    geometry = [1, 1, 1, 1], [2, 2, 2, 2]
+    x = torch.randn(1, 1, 256, 256, device=DEVICE, dtype=torch.bfloat16).repeat(33, 1025, 1, 1)
+    x[-1, -1].neg_()
+    y = op("extrapolate_pad")(x, *geometry)
+    assert x.numel() > 2**31
+    assert torch.equal(y[-1:], op("extrapolate_pad")(x[-1:], *geometry))
+    assert torch.equal(y[-1, -1], -y[0, 0])
+    backward = op("extrapolate_pad_backward")
+    assert torch.equal(backward(y, *geometry)[-1:], backward(y[-1:], *geometry))
