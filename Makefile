@@ -22,7 +22,9 @@ demo: $(INSTALLED)
 test: check
 	CONVSWAP_KERNELS=off $(PYTEST) tests/layers/ops tests/layers/test_dcls*.py tests/layers/test_large*.py \
 		tests/layers/test_guided*.py tests/layers/test_dynamic_conv.py tests/layers/test_od_conv.py \
-		tests/layers/test_hybrid*.py tests/layers/test_patch_dynamic*.py $(SAME)
+		tests/layers/test_hybrid*.py tests/layers/test_patch_dynamic*.py \
+		tests/layers/test_extrapolation.py tests/layers/test_padding_free.py \
+		tests/layers/test_padding_free_conv.py $(SAME)
 	$(PYTEST)
 
 check: $(INSTALLED)
@@ -46,4 +48,4 @@ $(INSTALLED): pyproject.toml requirements-samples.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist demo-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist demo-out boundaries-out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
