@@ -22,8 +22,9 @@ class ConvLayer(nn.Module):
     stride and then gives ``ceil(input / stride)`` outputs, as in TensorFlow.
 
     Every layer has a class method ``from_conv(conv, *, generator=None, **options)`` that makes one which computes what
-    ``conv`` computes and carries its weights; ``conv.padding`` may be ``"same"`` with any stride there. It raises
-    ``ValueError`` where `unsupported_reason` gives a reason. Random starts come from ``generator``, a CPU generator.
+    ``conv`` computes (a `BorderedConv`: in the interior) and carries its weights; ``conv.padding`` may be ``"same"``
+    with any stride there. It raises ``ValueError`` where `unsupported_reason` gives a reason. Random starts come from
+    ``generator``, a CPU generator.
     """
 
     dims: ClassVar[int]
@@ -58,7 +59,7 @@ class ConvLayer(nn.Module):
         self.padding = normalise_padding(padding, self.dims)
         self.dilation = per_axis(dilation, self.dims, "dilation")
         self.groups = groups
-        self.padding_mode = padding_mode
+        self.padding_mode: str = padding_mode
         for name in ("kernel_size", "stride", "dilation"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -69,6 +70,11 @@ class ConvLayer(nn.Module):
         wanted = _CONV_CLASSES[cls.dims]
         if not isinstance(conv, wanted):
             return f"{cls.__name__} is made from nn.{wanted.__name__}, not from {type(conv).__name__}"
+        if conv.padding_mode not in PADDING_MODES:  # as frozen padding-free layers have
+            return (
+                f"its padding_mode is {conv.padding_mode!r}, not one of {', '.join(PADDING_MODES)}: take the "
+                "convolution or the layer that it was made from"
+            )
         return None
 
     @classmethod

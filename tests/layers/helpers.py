@@ -121,3 +121,18 @@ def relative_error(value: Tensor, expected: Tensor, least: float = 1e-30) -> flo
 def is_channels_last(value: Tensor) -> bool:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return value.is_contiguous(memory_format=formats[value.dim()])
+
+
+def interior(y: Tensor, g: Geometry) -> Tensor:
+    """The outputs (…, *out) whose windows lie in the image, from their first tap to their last."""
+    for axis in range(g.dims):
+        extent = g.dilation[axis] * (g.kernel_size[axis] - 1) + 1
+        outputs, before = y.shape[axis - g.dims], 0
+        if g.padding == "same":
+            before = max((outputs - 1) * g.stride[axis] + extent - g.size[axis], 0) // 2
+        elif g.padding != "valid":
+            before = g.padding[axis]
+        starts = [i * g.stride[axis] - before for i in range(outputs)]
+        inside = [i for i, start in enumerate(starts) if start >= 0 and start + extent <= g.size[axis]]
+        y = y.index_select(axis - g.dims, torch.tensor(inside, dtype=torch.long))
+    return y
