@@ -81,6 +81,7 @@ def _followed_by(found: Report, later: Report) -> Report:
         steps=(*steps, *new.values()),
         recipe=recipe.followed_by(Recipe(tuple(further))),
         verification=None,  # which was of the layers before
+        borders=None,
         freezings=(*found.freezings, *later.freezings),
     )
 
@@ -134,4 +135,5 @@ def _prefixed(made: Report, prefix: str) -> Report:
             for freezing in made.freezings
         ),
         verification=None,
+        borders=None,
     )

@@ -1,4 +1,4 @@
-"""The errors that convswap raises on purpose. Their messages are written for the person who reads them."""
+"""What convswap raises and warns of on purpose. The messages are written for the person who reads them."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ class FileError(ConvswapError):
 
 class CheckpointMismatchError(FileError):
     """A checkpoint's tensors do not fit the model."""
+
+
+class GrowthWarning(UserWarning):
+    """Activations of a converted model are much larger than those of the original."""
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .report import Report
+    from .verification import LayerCheck, Verification
 
 
 def count(number: int | None) -> str:
@@ -28,6 +30,13 @@ def change(before: int | None, after: int | None, unit: str = "count") -> str:
     """``before → after``, or one of them if they are the same."""
     show = size if unit == "bytes" else count
     return show(before) if before == after else f"{show(before)} → {show(after)}"
+
+
+def times(factor: float) -> str:
+    """A factor: ``1.3×``, ``2800×``."""
+    if factor == sys.float_info.max:  # what stands for more than there are numbers for
+        return "overflow"
+    return f"{factor:.2g}×" if factor < 100 else f"{factor:.0f}×" if factor < 1e6 else f"{factor:.1e}×"
 
 
 def headline(report: Report) -> str:
@@ -57,23 +66,6 @@ def totals(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def verdict(report: Report) -> list[str]:
-    """What the comparison with the original showed, in sentences; empty if there was none."""
-    check = report.verification
-    if check is None:
-        return []
-    ran = f"{len(check.layers)} converted layers compared in {check.dtype} ({check.inputs})"
-    lines = [f"{ran}: {'all keep what they promise' if check.passed else 'NOT all keep what they promise'}"]
-    if check.worst is not None:
-        lines.append(f"greatest relative error of a layer {check.worst.relative_error:.1e} ({check.worst.name})")
-    lines.append(
-        f"at the output: greatest difference {check.output_difference:.1e}, relative {check.output_relative_error:.1e}"
-    )
-    if check.not_run:
-        lines.append(f"not reached by this input: {', '.join(check.not_run)}")
-    return lines
-
-
 def printable(text: str) -> str:
     """``text`` without the control characters that names from a file could steer a terminal with."""
     return "".join(character if character.isprintable() or character == "\n" else "\ufffd" for character in text)
@@ -91,16 +83,17 @@ def notes(report: Report) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for step in report.swaps:
         if step.note is not None:
-            found.setdefault(step.note, []).append(step.name)
+            found.setdefault(step.note, []).append(step.name or "the model")
         if step.group is not None:
-            found.setdefault(f"the group of {step.group} shares its new parameters", []).append(step.name)
+            found.setdefault(f"the group of {step.group} shares its new parameters", []).append(
+                step.name or "the model"
+            )
     return found
 
 
 def further_columns(report: Report) -> dict[str, dict[str, str]]:
     """What only some reports know of the layers: for each heading, text by the layer's name. None of them is empty."""
     generated = {step.name: step.after.kernel_bytes for step in report.swaps}
-    checks = () if report.verification is None else report.verification.layers
     columns = {
         "kernel bytes per sample": {name: size(number) for name, number in generated.items() if number != 0},
         "kernel error": {
@@ -110,11 +103,29 @@ def further_columns(report: Report) -> dict[str, dict[str, str]]:
             name: layer.fidelity if layer.error is None else f"{layer.fidelity}, {layer.error.greatest:.1e}"
             for name, layer in report.frozen().items()
         },
-        "error": {check.name: f"{check.relative_error:.1e}" for check in checks},
+        **({} if report.verification is None else _check_columns(report.verification)),
     }
     if not any(generated.values()):
         del columns["kernel bytes per sample"]
     return {heading: texts for heading, texts in columns.items() if texts}
+
+
+def _check_columns(verification: Verification) -> dict[str, dict[str, str]]:
+    """What a comparison with the original says of each layer; of the interior, where nothing else is promised."""
+    checks, grown = verification.layers, verification.grown
+    within = [check for check in checks if check.fidelity == "interior"]
+    return {
+        "error": {c.name: f"{c.relative_error:.1e}" for c in checks if c.fidelity != "interior"},
+        "interior": {c.name: _of_interior(c) for c in within},
+        "not compared": {c.name: f"{1 - c.compared:.0%}" for c in within},
+        "growth": {c.name: times(c.growth) for c in checks if c.growth is not None and (within or grown)},
+    }
+
+
+def _of_interior(check: LayerCheck) -> str:
+    if not check.compared:
+        return "none"
+    return f"{'identical' if check.passed else 'NOT identical'} ({check.relative_error:.1e})"
 
 
 def _shape(values: tuple[int, ...]) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from .attention_statistics import AttentionStatistics
+from .border_errors import BorderErrors
 from .costs import Cost, CostOnDemand, known
 from .errors import ConvswapError
 from .field_types import checked
@@ -20,7 +21,7 @@ from .position_pictures import PositionPicture
 from .recipe import Recipe
 from .sites import OtherConv
 from .targets.base import Fidelity
-from .verify import Verification
+from .verification import Verification
 
 REPORT_VERSION = 1
 
@@ -83,6 +84,8 @@ class Report:
         versions: of convswap and torch.
         freezings: what `freeze` did, call by call.
         attention: what the attentions of the model do, if the report was asked for with that.
+        borders: what ways to treat the border do to the photos that the conversion was verified on, if it was about
+            borders and these were photos.
     """
 
     model: str
@@ -96,6 +99,7 @@ class Report:
     versions: Mapping[str, str] | None = None
     freezings: tuple[Freezing, ...] = ()
     attention: AttentionStatistics | None = None
+    borders: BorderErrors | None = None
 
     @property
     def swaps(self) -> tuple[StepReport, ...]:
@@ -140,9 +144,9 @@ class Report:
             add("kernel_bytes"),
         )
 
-    def with_verification(self, verification: Verification) -> Report:
-        """The same report with the comparison added."""
-        return replace(self, verification=verification)
+    def with_verification(self, verification: Verification, borders: BorderErrors | None = None) -> Report:
+        """The same report with the comparison added, and with errors at the border."""
+        return replace(self, verification=verification, borders=borders)
 
     def with_pictures(self, pictures: Mapping[str, PositionPicture | None]) -> Report:
         """The same report with pictures for steps that swap, by name."""
@@ -185,12 +189,14 @@ class Report:
         Raises:
             ConvswapError: if an option is a function that cannot be imported by a name.
         """
-        data = asdict(replace(self, steps=(), recipe=None, verification=None, freezings=(), attention=None))  # type: ignore[arg-type]
+        parts: dict[str, Any] = {"recipe": None, "verification": None, "attention": None, "borders": None}
+        data = asdict(replace(self, steps=(), freezings=(), **parts))
         data["steps"] = [step.to_dict() for step in self.steps]
         data["recipe"] = self.recipe.to_dict()
         data["verification"] = None if self.verification is None else self.verification.to_dict()
         data["freezings"] = [freezing.to_dict() for freezing in self.freezings]
         data["attention"] = None if self.attention is None else self.attention.to_dict()
+        data["borders"] = None if self.borders is None else self.borders.to_dict()
         return {"version": REPORT_VERSION, **data}
 
     def to_json(self) -> str:
@@ -219,6 +225,7 @@ class Report:
                 versions=dict(data["versions"] or {}),
                 freezings=tuple(map(Freezing.from_dict, data.get("freezings", ()))),
                 attention=None if data.get("attention") is None else AttentionStatistics.from_dict(data["attention"]),
+                borders=None if data.get("borders") is None else BorderErrors.from_dict(data["borders"]),
             )
             return checked(made)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -10,10 +10,13 @@ import jinja2
 from . import attention_words
 from .attention_pictures import pictures
 from .attention_statistics import AttentionStatistics
-from .formatting import change, further_columns, headline, notes, shorten, totals, verdict
+from .border_errors import BorderErrors
+from .border_pictures import section
+from .formatting import change, further_columns, headline, notes, shorten, totals
 from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import gallery, movement
+from .verification_words import verdict, warning
 
 
 def to_html(report: Report) -> str:
@@ -30,6 +33,12 @@ def attention_fragment(statistics: AttentionStatistics) -> str:
     """Attention statistics alone, for notebooks."""
     template = _environment().get_template("attention.html")
     return f'<div class="convswap">\n{template.render(attention=_attention(statistics))}\n</div>'
+
+
+def border_fragment(borders: BorderErrors) -> str:
+    """Errors at the border alone, for notebooks."""
+    template = _environment().get_template("borders.html")
+    return f'<div class="convswap">\n{template.render(borders=section(borders))}\n</div>'
 
 
 def _attention(statistics: AttentionStatistics) -> dict[str, Any]:
@@ -55,8 +64,10 @@ def _context(report: Report) -> dict[str, Any]:
         "kept": report.keeps_by_reason(),
         "totals": totals(report),
         "verdict": verdict(report),
+        "warning": warning(report),
         "freezing": freeze_sentences(report),
         "attention": None if report.attention is None else _attention(report.attention),
+        "borders": None if report.borders is None else section(report.borders),
     }
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import attention_words
+from . import attention_words, border_words
 from .attention_statistics import AttentionStatistics
-from .formatting import change, further_columns, headline, notes, shorten, totals, verdict
+from .border_errors import BorderErrors
+from .formatting import change, further_columns, headline, notes, shorten, totals
 from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import movement
+from .verification_words import verdict, warning
 
 
 def to_markdown(report: Report) -> str:
@@ -32,11 +34,28 @@ def to_markdown(report: Report) -> str:
     sentences = verdict(report)
     if sentences:
         lines += ["", *(f"- {_escape(sentence)}" for sentence in sentences)]
+    warned = warning(report)
+    lines += [] if warned is None else [f"- **warning** {_escape(warned)}"]
     if report.freezings:
         lines += ["", *(f"- {_escape(sentence)}" for sentence in freeze_sentences(report))]
+    if report.borders is not None:
+        lines += ["", *_borders(report.borders)]
     if report.attention is not None:
         lines += ["", *_attention(report.attention)]
     return "\n".join(lines) + "\n"
+
+
+def _borders(borders: BorderErrors) -> list[str]:
+    columns = border_words.columns(borders)
+    return [
+        f"## {_escape(border_words.headline(borders))}",
+        "",
+        _escape(border_words.explanation(borders)),
+        "",
+        _row([*map(_escape, columns)]),
+        _row(["---"] + ["---:"] * (len(columns) - 1)),
+        *(_row([*map(_escape, row)]) for row in border_words.rows(borders)),
+    ]
 
 
 def _attention(statistics: AttentionStatistics) -> list[str]:

@@ -6,12 +6,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from . import attention_rich
-from .formatting import change, further_columns, headline, notes, shorten, totals, verdict
+from . import attention_rich, border_rich
+from .formatting import change, further_columns, headline, notes, shorten, totals
 from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import movement
 from .rich_text import plain, rendered
+from .verification_words import verdict, warning
 
 
 def to_text(report: Report) -> str:
@@ -36,7 +37,12 @@ def to_rich(report: Report) -> RenderableType:
     for line in verdict(report):
         failed = report.verification is not None and not report.verification.passed
         parts.append(plain(line, style="red" if failed else "green"))
+    warned = warning(report)
+    if warned is not None:
+        parts.append(plain(warned, style="yellow"))
     parts += [plain(sentence) for sentence in freeze_sentences(report)]
+    if report.borders is not None:
+        parts.append(border_rich.to_rich(report.borders))
     if report.attention is not None:
         parts.append(attention_rich.to_rich(report.attention))
     return Group(*parts)

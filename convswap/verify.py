@@ -2,113 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from .conv_classes import CONVS, plain_on_meta
-from .errors import ConvswapError, VerificationError
-from .field_types import checked
+from .comparing import check_layer, compare_outputs, greatest_growth, magnitude, of_all_calls
+from .conv_classes import CONVS
+from .errors import ConvswapError, GrowthWarning
 from .further_inputs import with_further_inputs, without_further_inputs
 from .inputs import as_call, default_input_shape, is_shape, make_inputs
-from .layers._geometry import effective_size, normalise_padding, pad_widths
 from .layers.hypernet_conv import HypernetConv2d
 from .modules import evaluation_mode
 from .targets.base import Fidelity
 from .throwaway import untouched_randomness
+from .verification import LayerCheck, Verification
+from .verification_words import growth_sentence
 
 VerifyInputs: TypeAlias = Any
 """A tensor, a tuple of arguments, a dict of keyword arguments; the name of a file (image, ``.npy``, ``.pt``,
 ``.safetensors``); a shape ``(C, H, W)``; or a whole number, the seed of a random batch."""
-
-EXACT_LIMITS = {torch.float64: 1e-10, torch.float32: 1e-5}
-"""Largest relative error of an ``exact`` layer. In half precisions weights that sum to the original's are themselves
-rounded: there it is 4 units in the last place."""
-
-
-OUTPUT_LIMITS = {"float64": 1e-6, "float32": 1e-2}
-"""Largest relative error of a model's output where all converted layers are exact: far above what their rounding adds
-up to, and far below what a wrong path gives."""
-
-
-@dataclass(frozen=True)
-class LayerCheck:
-    """How a converted layer compares to its convolution, both fed with the original's input.
-
-    Attributes:
-        name: the layer's qualified name.
-        fidelity: what it promises.
-        relative_error: greatest difference, divided by the greatest magnitude of the convolution's output. Over the
-            interior alone if the fidelity is ``interior``.
-        limit: what is allowed, None for layers that promise no number.
-        passed: whether the error is finite and within the limit.
-    """
-
-    name: str
-    fidelity: Fidelity
-    relative_error: float
-    limit: float | None
-    passed: bool
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What a comparison of an original with a converted model on one batch showed.
-
-    Attributes:
-        layers: a check for every converted layer that ran.
-        not_run: converted layers that this input does not reach.
-        output_relative_error: greatest difference at the model's output, divided by its greatest magnitude.
-        output_difference: greatest difference at the model's output.
-        dtype: of the models' parameters.
-        inputs: what the batch was, in words.
-    """
-
-    layers: tuple[LayerCheck, ...]
-    not_run: tuple[str, ...]
-    output_relative_error: float
-    output_difference: float
-    dtype: str
-    inputs: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether there is a converted layer, every one keeps what it promises, and so does the output.
-
-        The output may lose some digits more than the layers; only where all of them are exact is there a limit for it.
-        """
-        return bool(self.layers) and all(check.passed for check in self.layers) and self.output_passed
-
-    @property
-    def output_passed(self) -> bool:
-        """Whether the outputs have the same shapes, and differ by little where all layers are exact."""
-        limit = OUTPUT_LIMITS.get(self.dtype) if {c.fidelity for c in self.layers} <= {"exact"} else None
-        return self.output_relative_error < (float("inf") if limit is None else limit)
-
-    @property
-    def worst(self) -> LayerCheck | None:
-        """The layer with the greatest error."""
-        return max(self.layers, key=lambda check: check.relative_error, default=None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Verification:
-        """The inverse of `to_dict`.
-
-        Raises:
-            TypeError, KeyError: if the data is no verification.
-        """
-        layers = tuple(checked(LayerCheck(**check)) for check in data["layers"])
-        return checked(cls(**{**data, "layers": layers, "not_run": tuple(data["not_run"])}))
 
 
 def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) -> Verification:
@@ -122,6 +40,10 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
         converted: the result.
         inputs: see `VerifyInputs`. A seed or an image needs a model whose input size is known.
 
+    Warns:
+        GrowthWarning: if activations of the converted model are much larger than the original's; see
+            `Verification.grown`.
+
     Raises:
         ConvswapError: if the inputs cannot be read or made, or the models do not fit together.
     """
@@ -130,23 +52,27 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
     original_call = without_further_inputs(converted, call, original)
     pairs = _pairs(original, converted)
     fidelities = _fidelities(converted)
-    checks: dict[str, LayerCheck] = {}
+    calls: dict[str, list[LayerCheck]] = {}
+    outputs: dict[str, list[int]] = {}
     guides: dict[str, list[Tensor]] = {}
+    before: dict[str, list[float | None]] = {}
+    after: dict[str, list[float | None]] = {}
 
     def compare(name: str, conv: Any, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        before.setdefault(name, []).append(magnitude(output))
         guided_from_elsewhere = isinstance(layer, HypernetConv2d) and layer.guide is not None
         if guided_from_elsewhere and not guides.get(name):
             return
         guide = (guides[name].pop(0),) if guided_from_elsewhere else ()
         actual = _run(f"the new layer {name!r}", described, lambda: layer(x, *guide))
-        check = _check(name, conv, fidelities.get(name, "exact"), x, output, actual)
-        if name not in checks or check.relative_error > checks[name].relative_error:
-            checks[name] = check
+        calls.setdefault(name, []).append(check_layer(name, conv, fidelities.get(name, "exact"), x, output, actual))
+        outputs.setdefault(name, []).append(output.numel())
 
     with evaluation_mode(original), evaluation_mode(converted), torch.no_grad(), untouched_randomness():
         state = torch.get_rng_state()  # both see the same random numbers, if they draw any
         try:
-            with _noting_guides({name: layer for name, (_, layer) in pairs.items()}, guides):
+            layers = {name: layer for name, (_, layer) in pairs.items()}
+            with _noting_guides(layers, guides), _noting_magnitudes(layers, after):
                 actual = _run("the converted model", described, lambda: converted(*call[0], **call[1]))
         except ConvswapError:
             _run(type(original).__name__, described, lambda: original(*original_call[0], **original_call[1]))
@@ -166,15 +92,37 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
         finally:
             for handle in handles:
                 handle.remove()
-    difference, relative = _compare_outputs(expected, actual)
-    return Verification(
-        layers=tuple(checks.values()),
+    difference, relative = compare_outputs(expected, actual)
+    checks = {name: of_all_calls(found, outputs[name]) for name, found in calls.items()}
+    grown = {name: greatest_growth(before[name], after.get(name, [])) for name in checks}
+    verification = Verification(
+        layers=tuple(replace(check, growth=grown[name]) for name, check in checks.items()),
         not_run=tuple(name for name in pairs if name not in checks),
         output_relative_error=relative,
         output_difference=difference,
         dtype=str(_dtype(original)).removeprefix("torch."),
         inputs=described,
     )
+    sentence = growth_sentence(verification)
+    if sentence is not None:
+        warnings.warn(sentence, GrowthWarning, stacklevel=2)
+    return verification
+
+
+@contextmanager
+def _noting_magnitudes(layers: Mapping[str, nn.Module], magnitudes: dict[str, list[float | None]]) -> Iterator[None]:
+    """Note how large the outputs of ``layers`` are, call by call."""
+    handles = [
+        layer.register_forward_hook(
+            lambda _, __, output, n=name: magnitudes.setdefault(n, []).append(magnitude(output))
+        )
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -198,40 +146,11 @@ def _noting_guides(layers: Mapping[str, nn.Module], guides: dict[str, list[Tenso
             handle.remove()
 
 
-def require_passed(verification: Verification) -> None:
-    """Raise if a layer does not keep its promise.
-
-    Raises:
-        VerificationError: naming the worst layers and by how much.
-    """
-    failed = sorted((c for c in verification.layers if not c.passed), key=lambda c: -c.relative_error)
-    if failed:
-        lines = [f"  {c.name}: relative error {c.relative_error:.2e}{_allowed(c)}" for c in failed[:5]]
-        more = f"\n  … and {len(failed) - 5} more" if len(failed) > 5 else ""
-        raise VerificationError(
-            f"{len(failed)} of {len(verification.layers)} converted layers do not compute what their convolutions "
-            "computed:\n" + "\n".join(lines) + more
-        )
-    if not verification.layers:
-        raise VerificationError(
-            "no converted layer was reached by this input, so nothing is proved: give another input"
-        )
-    if not verification.output_passed:
-        raise VerificationError(
-            "every converted layer computes what its convolution computed, but the model's output differs (relative "
-            f"error {verification.output_relative_error:.2e}): the code around the layers treats them in another way"
-        )
-
-
 def _run(what: str, described: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ConvswapError(f"{what} does not run on this input ({described}): {error}") from error
-
-
-def _allowed(check: LayerCheck) -> str:
-    return "" if check.limit is None else f", allowed {check.limit:.0e}"
 
 
 def _read_inputs(model: nn.Module, inputs: VerifyInputs) -> tuple[Any, str]:
@@ -284,56 +203,6 @@ def _fidelities(converted: nn.Module) -> dict[str, Fidelity]:
     fidelities = {s.name: s.fidelity for s in report.swaps if s.fidelity is not None}
     frozen = {name: layer.fidelity for name, layer in report.frozen().items() if layer.fidelity != "exact"}
     return {**fidelities, **frozen}
-
-
-def _check(name: str, conv: Any, fidelity: Fidelity, x: Tensor, expected: Tensor, actual: Tensor) -> LayerCheck:
-    if expected.shape != actual.shape:
-        raise VerificationError(
-            f"{name}: the convolution gives shape {tuple(expected.shape)}, the new layer {tuple(actual.shape)}"
-        )
-    if fidelity == "interior":
-        expected, actual = _interior(conv, x, expected), _interior(conv, x, actual)
-    _, error = _compare_tensors(expected, actual)
-    limit = None
-    if fidelity in ("exact", "interior"):
-        limit = EXACT_LIMITS.get(expected.dtype, 4 * torch.finfo(expected.dtype).eps)
-    passed = error < float("inf") and (limit is None or error <= limit)
-    return LayerCheck(name, fidelity, error, limit, passed)
-
-
-def _interior(conv: Any, x: Tensor, output: Tensor) -> Tensor:
-    """The part of ``output`` whose windows lie wholly in ``x``."""
-    plain = plain_on_meta(conv)
-    dims = len(plain.kernel_size)
-    window = effective_size(plain.kernel_size, plain.dilation)
-    widths = pad_widths(normalise_padding(plain.padding, dims), window, tuple(plain.stride), x.shape[-dims:])
-    for axis, ((before, _), extent, step) in enumerate(zip(widths, window, plain.stride, strict=True)):
-        size = x.shape[axis - dims]
-        first = -(-before // step)
-        end = (size - extent + before) // step + 1
-        output = output.narrow(axis - dims, first, max(0, end - first))
-    return output
-
-
-def _compare_outputs(expected: Any, actual: Any) -> tuple[float, float]:
-    ours, theirs = tree_leaves(actual), tree_leaves(expected)
-    if len(ours) != len(theirs):
-        raise VerificationError(f"the original gives {len(theirs)} outputs, the converted model {len(ours)}")
-    pairs = [(e, a) for e, a in zip(theirs, ours, strict=True) if isinstance(e, Tensor) and e.is_floating_point()]
-    compared = [_compare_tensors(e, a) if e.shape == a.shape else (float("inf"), float("inf")) for e, a in pairs]
-    return max((d for d, _ in compared), default=0.0), max((r for _, r in compared), default=0.0)
-
-
-def _compare_tensors(expected: Tensor, actual: Tensor) -> tuple[float, float]:
-    """Greatest difference, infinite for NaN, and that divided by the greatest magnitude of ``expected``."""
-    finite = expected.isfinite()  # where the original overflows there is nothing to compare with
-    if not finite.any():
-        return 0.0, 0.0
-    wide = torch.promote_types(expected.dtype, torch.float32)
-    kept = expected[finite].to(wide)
-    difference = (actual[finite].to(wide) - kept).abs().nan_to_num(nan=float("inf")).max().item()
-    magnitude = kept.abs().max().item()
-    return difference, difference / magnitude if magnitude > 0 else difference
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

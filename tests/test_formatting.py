@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 from torch import nn
 
 import convswap
 from convswap.errors import NothingToSwapError
-from convswap.formatting import size, sizes
+from convswap.formatting import size, sizes, times
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,11 @@ from convswap.formatting import size, sizes
 )
 def test_sizes_that_differ_look_different(numbers: tuple[int, ...], texts: tuple[str, ...]) -> None:
     assert sizes(*numbers) == texts
+
+
+def test_factors() -> None:
+    factors = (1.0, 1.26, 31.0, 128.6, 2815.0, 1.5e7, sys.float_info.max)
+    assert [times(factor) for factor in factors] == ["1×", "1.3×", "31×", "129×", "2815×", "1.5e+07×", "overflow"]
 
 
 def test_a_single_size_is_rounded() -> None:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from ..errors import ConvswapError
+from ..errors import ConvswapError, GrowthWarning
 from ..layers.ops._build import BuildError
 from ..layers.ops._load import KernelWarning
 from . import build, convert, diff, doctor, freeze, plan, report, targets
@@ -61,7 +61,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.path.append("")
     # The root logger of timm and warnings of model code are not for the people who read our output.
     warnings.simplefilter("ignore")
-    warnings.simplefilter("default", KernelWarning)
+    for ours in (KernelWarning, GrowthWarning):
+        warnings.simplefilter("default", ours)
     warnings.showwarning = lambda message, *_: print_error(str(message))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
