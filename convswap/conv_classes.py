@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .errors import ConvswapError
 from .layers._geometry import effective_size
 from .layers.frozen import StridedSameConv1d, StridedSameConv2d, StridedSameConv3d
+from .layers.padded import PaddedConv
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -60,6 +61,11 @@ def unknown_class_reason(conv: Conv) -> str | None:
     """Why nothing is known of what this convolution computes, or None if it is known."""
     if conv.weight.is_complex():
         return "its weights are complex numbers"
+    if isinstance(conv, PaddedConv):
+        return (
+            "it extrapolates its image before it convolves, as what padding-free layers are frozen to does, and a new "
+            "layer would pad in another way: convert the model as it was before it was frozen"
+        )
     known = _class_path(conv) in _WEIGHTS
     base = next(kind for kind in CONVS if isinstance(conv, kind))
     kind = type(conv)
@@ -76,11 +82,17 @@ def unknown_class_reason(conv: Conv) -> str | None:
 
 def _inconsistency(conv: Any) -> str | None:
     """How attributes that were changed after construction disagree with what torch runs, or None."""
-    for name in ("kernel_size", "stride", "dilation"):
-        if not isinstance(getattr(conv, name), tuple):
-            return f"its {name} is {getattr(conv, name)!r}, not a tuple: set one number for each axis"
-    if not isinstance(conv.padding, tuple | str):
-        return f"its padding is {conv.padding!r}, neither a tuple nor a word"
+    for name in ("kernel_size", "stride", "dilation", "padding"):
+        value = getattr(conv, name)
+        if name == "padding" and value in ("same", "valid"):
+            continue
+        if not isinstance(value, tuple) or len(value) != conv.weight.dim() - 2:
+            kind = "a word that torch knows or a tuple" if name == "padding" else "a tuple"
+            return f"its {name} is {value!r}, not {kind} with one number for each axis: set it so"
+        if name == "padding" and min(value) < 0:
+            return (
+                f"its padding of {value} is negative and crops the image: crop it before a convolution that pads by 0"
+            )
     shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
     if tuple(conv.weight.shape) != shape:
         return f"its weight has shape {tuple(conv.weight.shape)}, and its attributes say {shape}: set them right"
@@ -148,9 +160,9 @@ def _carrier(conv: Conv, weight: nn.Parameter | None, bias: Tensor | None) -> Co
         conv.dilation,
         conv.groups,
         bias=False,
-        padding_mode=conv.padding_mode,
         device="meta",
     )
+    carrier.padding_mode = conv.padding_mode  # which may be one that torch does not have
     carrier.padding = "same" if _class_path(conv) in _WEIGHTS and _pads_to_same(conv) else conv.padding
     carrier.weight = weight
     carrier.bias = bias

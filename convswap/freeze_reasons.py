@@ -10,11 +10,25 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .freeze_report import FreezeMode
-from .layers import ConvLayer, DclsLayer, GuidedLayer, HypernetConv2d
+from .layers import (
+    ConvLayer,
+    ExplicitBoundaryConv2d,
+    GuidedLayer,
+    HypernetConv2d,
+    PartialConv2d,
+    RandomPadConv2d,
+)
 from .layers.attended import AttendedConv
 from .sites import hooks_of
 
 _LIBRARY = ConvLayer.__module__.rpartition(".")[0]
+
+_NO_CONVOLUTION: dict[type[ConvLayer], str] = {
+    GuidedLayer: "its kernels are handed in at each call",
+    RandomPadConv2d: "its padding is drawn anew in each call",
+    PartialConv2d: "how it scales an output depends on where that is: at the border, on how many taps are beyond it",
+    ExplicitBoundaryConv2d: "it has a kernel for each distance to the border, and a plain convolution has one",
+}
 
 
 def reason_against(name: str, layer: nn.Module, mode: FreezeMode, known: Container[str]) -> str | None:
@@ -28,21 +42,35 @@ def reason_against(name: str, layer: nn.Module, mode: FreezeMode, known: Contain
     attached = _attached(layer)
     if attached is not None:
         return attached
-    if isinstance(layer, DclsLayer | AttendedConv):
-        own = own_forward(layer)
-        if own is not None:
-            return own
-        if isinstance(layer, DclsLayer):
-            return None
-        if mode == "exact":
-            return "its kernel depends on its input: the mode 'mean' freezes it at its mean attention over data"
-        return None if name in known else "the data did not reach it, so its mean attention is unknown"
+    reason = reason_in_itself(layer)
+    if reason is not None or not isinstance(layer, AttendedConv):
+        return reason
+    if mode == "exact":
+        return "its kernel depends on its input: the mode 'mean' freezes it at its mean attention over data"
+    return None if name in known else "the data did not reach it, so its mean attention is unknown"
+
+
+def reason_in_itself(layer: nn.Module) -> str | None:
+    """Why a layer cannot be frozen, whatever the mode and what is attached to it; or None."""
+    if not isinstance(layer, ConvLayer):
+        return "it is none of the layers that have a plain convolution to become"
+    if not hasattr(layer, "freeze"):
+        return _of_kind(layer)
+    own = own_forward(layer)
+    if own is None and getattr(layer, "edge_weight", None) is not None:
+        return "it has a second kernel for the outputs at the border, and a plain convolution has one"
+    return own
+
+
+def _of_kind(layer: ConvLayer) -> str:
+    """What to say of a layer of a kind that has no ``freeze``."""
     if isinstance(layer, HypernetConv2d):
         return "its kernels are generated from " + (
             "its input" if layer.guide is None else f"the guide {layer.guide!r}"
         )
-    if isinstance(layer, GuidedLayer):
-        return "its kernels are handed in at each call"
+    for kind, reason in _NO_CONVOLUTION.items():
+        if isinstance(layer, kind):
+            return reason
     return "its kernels depend on its input"
 
 

@@ -14,7 +14,7 @@ from .attention_batches import Batches, BatchRunner, Moments, watching, watching
 from .carried_report import attach_report
 from .errors import ConvswapError, NothingToSwapError, OptionError
 from .formatting import shorten
-from .freeze_reasons import own_forward, reason_against
+from .freeze_reasons import reason_against, reason_in_itself
 from .freeze_report import Distance, FreezeMode, Freezing, FrozenLayer, KeptLayer
 from .frozen_report import with_freezing
 from .layers import ConvLayer, DclsLayer
@@ -30,10 +30,12 @@ from .where import Where, matching
 def freeze(model: nn.Module, data: Batches = None, *, mode: FreezeMode = "exact", where: Where = "*") -> nn.Module:
     """Turn layers of a copy of ``model`` into plain convolutions.
 
-    Those whose kernel does not depend on the input (DCLS) keep their function. Those that mix kernels by attention
-    (dynamic, CondConv, ODConv) become, with ``mode="mean"``, what they are at the mean attention over ``data``, which
-    is close where their attention varies little. How close is measured on the same data, for each layer fed what it
-    got, and at the model's output: `report` tells. The result can be saved, loaded and converted again.
+    Those whose kernel does not depend on the input keep their function: DCLS layers become their dense kernels, and
+    padding-free ones, where no padding mode of torch's is the same, a convolution with an explicit pad in front. Those
+    that mix kernels by attention (dynamic, CondConv, ODConv) become, with ``mode="mean"``, what they are at the mean
+    attention over ``data``, which is close where their attention varies little. How close is measured on the same data,
+    for each layer fed what it got, and at the model's output: `report` tells. The result can be saved, loaded and
+    converted again.
 
     Args:
         model: any module with such layers; left as it is.
@@ -106,13 +108,12 @@ def freezable(model: nn.Module, name: str) -> nn.Module:
     Raises:
         ConvswapError: if it is none that can be.
     """
-    layer = dict(model.named_modules()).get(name)
-    if not isinstance(layer, DclsLayer | AttendedConv):
-        what = "not there" if layer is None else f"a {type(layer).__name__}"
-        raise ConvswapError(f"the recipe freezes {name!r}, which is {what}: DCLS layers and those that attend can be")
-    own = own_forward(layer)
-    if own is not None:
-        raise ConvswapError(f"the recipe freezes {name!r}: {own}")
+    layer: nn.Module | None = dict(model.named_modules()).get(name)
+    if layer is None:
+        raise ConvswapError(f"the recipe freezes {name!r}, which is not there")
+    reason = reason_in_itself(layer)
+    if reason is not None:
+        raise ConvswapError(f"the recipe freezes {name!r}, which is a {type(layer).__name__}: {reason}")
     return layer
 
 

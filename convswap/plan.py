@@ -256,7 +256,7 @@ def _step(decision: Decision, costs: dict[Any, CostOnDemand], shares: bool) -> S
         target.fidelity(site, options),
         before,
         _cost_after(site, target, options, costs, shares),
-        "; ".join(filter(None, (conversion_note(site.module), decision.note))) or None,
+        "; ".join(filter(None, (conversion_note(site.module), target.note(site, options), decision.note))) or None,
         None if decision.group is None else str(decision.group),
     )
 

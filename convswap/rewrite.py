@@ -16,6 +16,7 @@ from .conv_classes import CONVS, plain_conv
 from .decisions import placement
 from .errors import ConvswapError, ModelError
 from .formatting import shorten
+from .freeze_reasons import reason_in_itself
 from .layers import ConvLayer, HypernetConv2d, PatchDynamicConv2d
 from .plan import Step
 from .targets import get_target
@@ -65,9 +66,10 @@ def frozen_outline(step: Step) -> nn.Module:
         ConvswapError: if the layer does not freeze.
     """
     layer: Any = get_target(str(step.target)).build(step.site.plain, step.options, None)
-    if not hasattr(layer, "freeze"):
+    reason = reason_in_itself(layer)
+    if reason is not None:
         raise ConvswapError(
-            f"{step.site.name} is said to be frozen, which a layer of the target {step.target!r} cannot be"
+            f"{step.site.name} is said to be frozen, which a layer of the target {step.target!r} cannot be: {reason}"
         )
     conv: nn.Module = layer.freeze()
     take_over_attributes(step.site.module, conv)

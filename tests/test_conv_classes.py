@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import pytest
@@ -65,6 +66,29 @@ def test_same_padding_with_further_padding_is_kept() -> None:
     conv = timm_layers.Conv2dSame(3, 3, 3)
     conv.padding = (1, 1)
     assert "pads its input to SAME and then by (1, 1) again" in str(unknown_class_reason(conv))
+
+
+@pytest.mark.parametrize("to", ["dynamic", "dcls", "guided", "padding_free"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        (
+            "padding",
+            (1,),
+            r"its padding is \(1,\), not a word that torch knows or a tuple with one number for each axis",
+        ),
+        ("padding", (-1, 0), r"its padding of \(-1, 0\) is negative and crops the image"),
+        ("padding", "some", "its padding is 'some', not a word that torch knows or a tuple"),
+        ("stride", (1,), r"its stride is \(1,\), not a tuple with one number for each axis"),
+    ],
+)
+def test_unusual_attributes_keep_one_convolution(to: str, mode: Any, name: str, value: Any, reason: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode=mode), nn.Conv2d(3, 3, 3, padding=1))
+    setattr(model[0], name, value)
+    plan = convswap.plan(model, to)
+    assert [step.site.name for step in plan.swaps] == ["1"]
+    assert re.match(reason, str(plan.keeps[0].reason))
 
 
 def test_a_subclass_with_tensors_of_its_own_is_unknown() -> None:

@@ -219,7 +219,7 @@ def test_errors(model: Any, options: dict[str, Any], error: type[Exception], mes
 # What is carried --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("to", ["dcls", "dynamic"])
+@pytest.mark.parametrize("to", ["dcls", "dynamic", "padding_free"])
 def test_modes_gradients_and_precision(to: str) -> None:
     model = converted(to).to(torch.float32).train()
     model.conv1.eval()
@@ -267,7 +267,7 @@ class Shared(nn.Module):
         return self.c(self.b(self.again(self.a(x))))
 
 
-@pytest.mark.parametrize("to", ["dcls", "condconv"])
+@pytest.mark.parametrize("to", ["dcls", "condconv", "padding_free"])
 def test_shared_layers_and_notes(to: str, tmp_path: Path) -> None:
     model = convswap.convert(Shared(), to)
     frozen: Any = convswap.freeze(model, X.float(), mode="mean")
@@ -287,7 +287,7 @@ def test_shared_layers_and_notes(to: str, tmp_path: Path) -> None:
         assert through_file(apart, tmp_path / "b.safetensors", fresh=Shared()).c.weight is not apart.b.weight
 
 
-@pytest.mark.parametrize("to", ["dcls", "condconv"])
+@pytest.mark.parametrize("to", ["dcls", "condconv", "padding_free"])
 def test_one_of_two_layers_with_one_weight(to: str, tmp_path: Path) -> None:
     model = convswap.convert(Shared(), to).eval()
     frozen: Any = convswap.freeze(model, X.float(), mode="mean", where="b")

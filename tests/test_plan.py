@@ -14,6 +14,9 @@ import convswap
 from convswap import Swap
 from convswap.errors import ConvswapError, NothingToSwapError, OptionError, PatternError, UnknownNameError
 from convswap.layers import DclsLayer
+from convswap.sites import ConvSite
+from convswap.targets import registry
+from convswap.targets.dcls import Dcls, DclsOptions
 
 from .models import TwoConvs, library_model
 
@@ -164,6 +167,31 @@ def test_dcls_fidelity() -> None:
     assert fidelity() == fidelity(kernel_count=20) == {"exact"}
     assert fidelity(version="v0") == fidelity(version="max") == {"exact"}
     assert fidelity(version="gauss") == fidelity(kernel_count=5) == {"approximate"}
+
+
+class Noted(Dcls):
+    """Has something to say about some of its layers."""
+
+    name = "noted"
+
+    def note(self, site: ConvSite, options: DclsOptions) -> str | None:
+        return None if site.module.stride == (2, 2) else f"{options.kernel_count} elements for {site.dims} axes"
+
+
+def test_targets_have_a_word_in_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_targets", dict(registry._targets))
+    convswap.register(Noted())
+    plan = convswap.plan(TwoConvs(), "noted")
+    assert [step.note for step in plan] == ["9 elements for 2 axes", None]
+    converted = convswap.convert(TwoConvs(), "noted")
+    made = convswap.report(convswap.apply(convswap.report(converted).recipe, TwoConvs()))
+    assert [step.note for step in made.swaps] == ["9 elements for 2 axes", None]
+    standardised = nn.Sequential(timm.layers.StdConv2d(3, 3, 3))
+    (step,) = convswap.plan(standardised, "noted")
+    assert step.note == (
+        "weight standardisation folded into the weights: they train without it from here on; 9 elements for 2 axes"
+    )
+    assert {step.note for step in convswap.plan(TwoConvs(), "dcls")} == {None}
 
 
 def test_padding_that_cannot_grow() -> None:

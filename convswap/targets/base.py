@@ -77,6 +77,14 @@ class Target(ABC):
     def fidelity(self, site: ConvSite, options: Any) -> Fidelity:
         """What the layer made from this site promises."""
 
+    def note(self, site: ConvSite, options: Any) -> str | None:
+        """What else there is to say about the conversion, with resolved options, or None.
+
+        Reports group notes by their text and name the layers of each: so what is said should be the same for all
+        layers that are alike, and not name one.
+        """
+        return None
+
     @abstractmethod
     def build(self, conv: Conv, options: Any, generator: torch.Generator | None) -> nn.Module:
         """Make the layer from a plain convolution, which may be on the meta device.
