@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from .border_report import borders_of
 from .carried_report import attach_report, earlier_report
 from .decisions import Decision, split_groups
 from .errors import ConvswapError, did_you_mean
@@ -28,7 +29,8 @@ from .routing import route_guides
 from .sites import Trace
 from .targets import get_target
 from .trace import trace
-from .verify import VerifyInputs, require_passed, verify
+from .verification import require_passed
+from .verify import VerifyInputs, verify
 from .where import Where
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -257,7 +259,7 @@ def _carry_out(the_plan: Plan, model: nn.Module, seed: int, inputs: VerifyInputs
     if inputs is not None:
         verification = verify(model, converted, inputs)
         require_passed(verification)
-        attach_report(converted, report.with_verification(verification))
+        attach_report(converted, report.with_verification(verification, borders_of(the_plan.steps, model, inputs)))
     return converted
 
 

@@ -111,7 +111,7 @@ def start_picture(layer: nn.Module) -> PositionPicture | None:
     """The picture of a layer that has just been made; None if it has no positions, or no numbers yet."""
     if not _shows(layer):
         return None
-    shape, _ = _map_shape(layer.dilated_kernel_size)
+    shape, _ = map_shape(layer.dilated_kernel_size)
     sample = _encoded(_sampled(layer))
     return PositionPicture(layer.dilated_kernel_size, layer.window, shape, _maps(layer), None, sample, moved=0.0)
 
@@ -123,7 +123,7 @@ def _shows(layer: nn.Module) -> TypeGuard[Dcls1d | Dcls2d | Dcls3d]:
     return not any(p.is_meta or hasattr(p, "full_tensor") for p in layer.parameters())
 
 
-def _map_shape(sizes: tuple[int, ...]) -> tuple[tuple[int, int], int]:
+def map_shape(sizes: tuple[int, ...]) -> tuple[tuple[int, int], int]:
     """Rows and columns of a map, and pixels along each side of a cell."""
     rows, columns = (1, *sizes)[-2:]
     pixels = math.ceil(max(rows, columns) / MOST_CELLS)
@@ -157,7 +157,7 @@ def _maps(layer: Any) -> Maps:
     """The maps of a layer, of a part of its kernels if there are many."""
     sizes: tuple[int, ...] = layer.dilated_kernel_size
     weight, P, SIG = _some_kernels(layer, math.prod(sizes))
-    (rows, columns), pixels = _map_shape(sizes)
+    (rows, columns), pixels = map_shape(sizes)
     axes = position_axes(layer.version, len(sizes))
     cells = torch.zeros(weight.shape, dtype=torch.long, device="cpu")
     for axis, stride in ((len(sizes) - 1, 1), (len(sizes) - 2, columns)):

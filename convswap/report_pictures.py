@@ -111,11 +111,11 @@ def _drawing(picture: PositionPicture, maps: Maps, name: str, caption: str) -> D
         max(10, WIDTH * columns // longest),
         max(10, WIDTH * rows // longest),
         (corner[1], corner[0], spans[1], spans[0]),
-        tuple(_paths(getattr(maps, name), columns)),
+        tuple(paths(getattr(maps, name), columns)),
     )
 
 
-def _paths(digits: str, columns: int) -> Iterator[tuple[float, str]]:
+def paths(digits: str, columns: int) -> Iterator[tuple[float, str]]:
     """For each level above 0, its opacity and a path of its cells, runs in a row as one rectangle."""
     runs: dict[int, list[str]] = {}
     for start in range(0, len(digits), columns):
