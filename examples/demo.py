@@ -14,11 +14,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+from torchvision.models import MobileNet_V2_Weights
 
 import convswap
 from convswap.input_files import read_input
 
+from .networks import mobilenet_v2
 from .samples import PHOTOS, mobilenet_v2_checkpoint, photo
 
 
@@ -30,7 +31,6 @@ def main(folder: Path = Path("demo-out")) -> int:
     convert_on_the_command_line(checkpoint, converted_file, folder / "report.html")
 
     original = mobilenet_v2()
-    original.load_state_dict(torch.load(checkpoint, weights_only=True))
     converted = convswap.load(converted_file)
     return 0 if classify_photos(original, converted) else 1
 

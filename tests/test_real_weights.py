@@ -14,10 +14,13 @@ import convswap
 from convswap.input_files import read_input
 from convswap.layers import CondConv2d, DynamicConv2d, ODConv2d, PatchDynamicConv2d
 from examples import samples
+from examples.networks import efficientnet_lite0, mobilenet_v2
 
 from .models import library_model
 
 TARGETS = {"dynamic": DynamicConv2d, "condconv": CondConv2d, "odconv": ODConv2d, "hybrid": PatchDynamicConv2d}
+
+NETWORKS = {"mobilenet_v2": mobilenet_v2, "efficientnet_lite0": efficientnet_lite0}
 
 SEEN = {"coffee": "espresso", "camera": "tripod", "motorcycle": "moped"}
 """What both networks see in the photos."""
@@ -29,16 +32,9 @@ every_target = pytest.mark.parametrize("to", TARGETS)
 
 @cache
 def network(name: str) -> nn.Module:
-    if name == "mobilenet_v2":
-        model: nn.Module = torchvision.models.mobilenet_v2()
-        model.load_state_dict(torch.load(samples.mobilenet_v2_checkpoint(), weights_only=True))
-        return model.eval()
     if name == "resnet18":
         return library_model("torchvision:resnet18").eval()
-    model = library_model("timm:tf_efficientnet_lite0")
-    stored = torch.load(samples.efficientnet_lite0_checkpoint(), weights_only=True)
-    model.load_state_dict(dict(zip(model.state_dict(), stored.values(), strict=True)))
-    return model.eval()
+    return NETWORKS[name]()
 
 
 @cache
