@@ -21,6 +21,7 @@ from . import (
     guided,
     hybrid,
     large_depthwise,
+    padding_free,
 )
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -46,6 +47,7 @@ def lines() -> Iterator[str]:
         ("The formulas of dynamic convolution, as ratios to the plain one", dynamic_formulas.rows(rounds=3)),
         ("Guided convolution", guided.rows()),
         ("Kernels predicted for each patch", hybrid.rows()),
+        ("Padding-free convolution", padding_free.rows()),
     ):
         yield from ("", f"## {title}", "", *rows)
 
