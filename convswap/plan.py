@@ -135,9 +135,13 @@ def plan(
         ModelError: if the model is wrapped, compiled or scripted.
     """
     rules = _as_rules(to, where, options)
-    targets = [get_target(rule.to) for rule in rules]
-    resolved = [(target, make_options(target, rule.options)) for target, rule in zip(targets, rules, strict=True)]
-    found = trace(model, example_inputs)
+    _resolved(rules)  # what is wrong with them is told before anything else is done
+    return plan_traced(trace(model, example_inputs), model, rules, example_inputs)
+
+
+def plan_traced(found: Trace, model: nn.Module, rules: Sequence[Swap], example_inputs: ExampleInputs = None) -> Plan:
+    """What `plan` decides for a model that ``found`` is the trace of, with these inputs."""
+    resolved = _resolved(rules)
     if any(target.lacks_order(found.sites, values) for target, values in resolved):
         found = _with_order(found, model, example_inputs)
     if not found.sites:
@@ -156,6 +160,12 @@ def plan(
     if not any(step.action == "swap" for step in steps):
         raise NothingToSwapError(_nothing_to_swap(found, steps))
     return Plan(found, steps)
+
+
+def _resolved(rules: Sequence[Swap]) -> list[tuple[Target, Any]]:
+    """The target of each rule, and its options."""
+    targets = [get_target(rule.to) for rule in rules]
+    return [(target, make_options(target, rule.options)) for target, rule in zip(targets, rules, strict=True)]
 
 
 def _with_order(found: Trace, model: nn.Module, example_inputs: ExampleInputs) -> Trace:
