@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ._geometry import PADDING_MODES, IntOrInts, Padding, normalise_padding, per_axis
+from .ops._load import want_kernels
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -25,6 +27,9 @@ class ConvLayer(nn.Module):
     ``conv`` computes (a `BorderedConv`: in the interior) and carries its weights; ``conv.padding`` may be ``"same"``
     with any stride there. It raises ``ValueError`` where `unsupported_reason` gives a reason. Random starts come from
     ``generator``, a CPU generator.
+
+    Most have its counterpart, ``revert()``, which makes a plain convolution with the geometry of the layer and what it
+    has of the weights at present, and ``lost_by_reverting()``, which says what is left out.
     """
 
     dims: ClassVar[int]
@@ -113,6 +118,25 @@ class ConvLayer(nn.Module):
         return ", ".join(parts)
 
 
+class UsesKernels(ConvLayer):
+    """Base of the layers that compute with kernels of ours, which are loaded when they are moved, copied or unpickled.
+
+    Their constructors call `_want_kernels` as well. In a first call it may be too late, as a compiler may look on.
+    """
+
+    def _want_kernels(self) -> None:
+        want_kernels(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._want_kernels()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._want_kernels()
+
+
 def parameter_like(value: Tensor, original: Tensor) -> nn.Parameter:
     """A parameter that holds ``value`` in the dtype and on the device of ``original`` and trains if it did."""
     held = value.to(device=original.device, dtype=original.dtype)
@@ -121,6 +145,8 @@ def parameter_like(value: Tensor, original: Tensor) -> nn.Parameter:
 
 def root_mean_square(value: Tensor) -> Tensor:
     """Root mean square of all entries, as a 0-dim tensor, in single precision at least."""
+    if value.is_meta:  # nothing to compute, and slow all the same
+        return value.new_empty((), dtype=torch.promote_types(value.dtype, torch.float32))
     precise = value.detach().to(torch.promote_types(value.dtype, torch.float32))  # squares of half precision underflow
     return precise.square().mean().sqrt()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,34 @@ def output_size(
     )
 
 
+class Split(NamedTuple):
+    """How many outputs of an axis have windows that begin before the image, lie in it, and end behind it."""
+
+    low: int
+    interior: int
+    high: int
+
+
+def split_outputs(size: int, width: tuple[int, int], extent: int, step: int, outputs: int) -> Split:
+    """Split the outputs of an axis of ``size`` pixels, padded by ``width``, with windows of ``extent`` pixels.
+
+    Where no window lies in the image, all count as ``low``.
+    """
+    first = least(-(-width[0] // step), outputs)
+    end = least((size + width[0] - extent) // step + 1, outputs)
+    return Split(first, end - first, outputs - end) if end > first else Split(outputs, 0, 0)
+
+
+def least(one: int, other: int) -> int:
+    """As ``min``; but of sizes that a compiler leaves open it is one of both, not an expression of them."""
+    return one if one <= other else other
+
+
+def most(one: int, other: int) -> int:
+    """As ``max``, likewise."""
+    return one if one >= other else other
+
+
 def windows(
     image: Tensor, size: Sequence[int], kernel_size: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> Iterator[Tensor]:
@@ -146,9 +174,8 @@ def is_channels_last(weight: Tensor) -> bool:
     """Whether a kernel tensor is stored with its channel axis last (and not in both ways, as 1x1 kernels are)."""
     if weight.is_contiguous():
         return False
-    if weight.dim() == 4:
-        return weight.is_contiguous(memory_format=torch.channels_last)
-    return weight.dim() == 5 and weight.is_contiguous(memory_format=torch.channels_last_3d)
+    # Asking for the memory format by name would be the same, but torch.func.vmap does not answer that.
+    return weight.dim() in (4, 5) and weight.movedim(1, -1).is_contiguous()
 
 
 def memory_format(value: Tensor) -> torch.memory_format:
@@ -156,3 +183,14 @@ def memory_format(value: Tensor) -> torch.memory_format:
     if not is_channels_last(value):
         return torch.contiguous_format
     return torch.channels_last if value.dim() == 4 else torch.channels_last_3d
+
+
+def stored_as(value: Tensor, format: torch.memory_format) -> Tensor:
+    """``value`` in that memory format, as ``contiguous(memory_format=format)`` gives it.
+
+    That one does not work within ``torch.func.vmap``, for formats other than contiguous.
+    """
+    if format == torch.contiguous_format:
+        return value.contiguous()
+    last = value.movedim(1, -1)
+    return value if last.is_contiguous() else last.contiguous().movedim(-1, 1)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv, ConvLayer, normal_like, parameter_like, root_mean_square
+from ._base import Conv, UsesKernels, normal_like, parameter_like, root_mean_square
 from ._geometry import IntOrInts, Padding, effective_size, memory_format
 from .attention import checked_count
 from .dcls_bounds import gathered
 from .dynamic_conv import mix_kernels
 from .frozen import frozen_conv
-from .ops._load import want_kernels
+from .reverted import Lost
 
 
-class AttendedConv(ConvLayer):
+class AttendedConv(UsesKernels):
     """Base of the layers whose kernel is, for each sample, an attention-weighted sum of ``kernels`` learned ones.
 
     Parameters:
@@ -58,7 +58,7 @@ class AttendedConv(ConvLayer):
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype)) if bias else None
         self._draw_kernels()
-        want_kernels(self)
+        self._want_kernels()
 
     def _draw_kernels(self) -> None:
         """Draw each kernel and bias as ``nn.Conv2d`` does."""
@@ -111,7 +111,7 @@ class AttendedConv(ConvLayer):
             # Copies of a zero bias stay equal: where the input is zero, noise would be all that is left.
             bias_noise = noise * root_mean_square(source.bias)
             layer.bias = parameter_like(_spread(source.bias, kernels, part, bias_noise, generator), source.bias)
-        want_kernels(layer)
+        layer._want_kernels()
         return layer.train(source.training)
 
     def attentions(self, input: Tensor) -> dict[str, Tensor]:
@@ -168,6 +168,17 @@ class AttendedConv(ConvLayer):
             )
         return conv.train(self.training)
 
+    def revert(self) -> Conv:
+        """The plain convolution that this layer is at neutral attention, as `freeze` makes it without arguments."""
+        return self.freeze()
+
+    def lost_by_reverting(self) -> Lost:
+        """What `revert` leaves out: the attention, and with it by what the kernels differ."""
+        kernels = f", and the differences of its {self.kernels} kernels" if self.kernels > 1 else ""
+        return Lost(
+            (f"its attention to the input{kernels}",), "exact" if self.attention.is_neutral() else "approximate"
+        )
+
     def _at(self, attentions: dict[str, Tensor], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The kernel and bias of a sample with these attentions, from the stacks of all."""
         kernel = attentions.get("kernel", weight.new_ones(1))
@@ -193,19 +204,13 @@ class AttendedConv(ConvLayer):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, kernels={self.kernels}"
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        want_kernels(self)
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        want_kernels(self)
-
 
 def _spread(value: Tensor, kernels: int, part: float, std: Tensor, generator: torch.Generator | None) -> Tensor:
     """``part * (value + noise)``, ``kernels`` times on its first axis, with noises of this std that sum to zero."""
     source = value.detach()
+    if source.is_meta:  # nothing to compute, and slow all the same
+        shape = kernels * source.shape[0], *source.shape[1:]
+        return torch.empty(shape, dtype=source.dtype, device="meta", memory_format=memory_format(source))
     noise: Any = normal_like((kernels, *source.shape), source, generator)
     noise -= noise.mean(0)
     noise *= std * (kernels / max(kernels - 1, 1)) ** 0.5  # a single kernel has none

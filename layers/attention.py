@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .hypernet.init import draw_linear, zero_linear
+from .reverted import all_zero
 
 torch.fx.wrap("pooled")
 torch.fx.wrap("with_batch")
@@ -131,6 +132,10 @@ class KernelAttention(Tempered):
         """Zero the last layer: every kernel then has weight 1 / kernels, whatever the input and the temperature."""
         zero(self.fc2)
 
+    def is_neutral(self) -> bool:
+        """Whether every input has the attention of `neutral`."""
+        return all_zero(*self.fc2.parameters())
+
     def neutral(self) -> dict[str, Tensor]:
         """The attention at zero logits, for any sample."""
         return {"kernel": constant(self.fc2, 1 / self.fc2.out_features)}
@@ -179,6 +184,10 @@ class RoutingAttention(nn.Module):
     def make_neutral(self) -> None:
         """Zero the layer: every kernel then has weight 1/2, whatever the input."""
         zero(self.fc)
+
+    def is_neutral(self) -> bool:
+        """Whether every input has the attention of `neutral`."""
+        return all_zero(*self.fc.parameters())
 
     def neutral(self) -> dict[str, Tensor]:
         """The attention at zero logits, for any sample."""
@@ -249,6 +258,10 @@ class OmniAttention(Tempered):
         for head in self.heads().values():
             zero(head)
 
+    def is_neutral(self) -> bool:
+        """Whether every input has the attentions of `neutral`."""
+        return all_zero(*(parameter for head in self.heads().values() for parameter in head.parameters()))
+
     def neutral(self) -> dict[str, Tensor]:
         """The attentions at zero logits, for any sample."""
         return {
@@ -270,6 +283,8 @@ class OmniAttention(Tempered):
 
 def draw_mirrored(linear: nn.Linear, generator: torch.Generator | None) -> None:
     """Draw the linear map before a ReLU, the second half of its outputs the negatives of the first."""
+    if linear.weight.is_meta:
+        return
     draw_linear(linear, generator)
     half = linear.out_features // 2
     with torch.no_grad():
@@ -280,7 +295,8 @@ def draw_mirrored(linear: nn.Linear, generator: torch.Generator | None) -> None:
 def zero(linear: nn.Linear) -> None:
     """Set weight and bias to zero."""
     for parameter in linear.parameters():
-        nn.init.zeros_(parameter)
+        if not parameter.is_meta:
+            nn.init.zeros_(parameter)
 
 
 def constant(linear: nn.Linear, value: float) -> Tensor:

@@ -8,32 +8,13 @@ and so on; what is left is a plain convolution of the image itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._geometry import conv_nd, memory_format
+from ._geometry import conv_nd, least, memory_format, most, split_outputs, stored_as
 from .border_geometry import BorderConv
 from .extrapolation import extrapolate_pad
-
-
-class Split(NamedTuple):
-    """How many outputs of an axis have windows that begin before the image, lie in it, and end behind it."""
-
-    low: int
-    interior: int
-    high: int
-
-
-def split_outputs(size: int, width: tuple[int, int], extent: int, step: int, outputs: int) -> Split:
-    """Split the outputs of an axis of ``size`` pixels, padded by ``width``, with windows of ``extent`` pixels.
-
-    Where no window lies in the image, all count as ``low``.
-    """
-    first = least(-(-width[0] // step), outputs)
-    end = least((size + width[0] - extent) // step + 1, outputs)
-    return Split(first, end - first, outputs - end) if end > first else Split(outputs, 0, 0)
 
 
 def banded_conv(
@@ -119,15 +100,5 @@ def extended_part(image: Tensor, pixels: Sequence[tuple[int, int]], order: Seque
         needed.append((first, last))
         pads.append(pad)
         chosen.append((start - first + pad[0], end - first + pad[0]))
-    part = part_of(image, needed).contiguous(memory_format=memory_format(image))
+    part = stored_as(part_of(image, needed), memory_format(image))
     return part_of(extrapolate_pad(part, pads, order), chosen)
-
-
-def least(one: int, other: int) -> int:
-    """As ``min``; but of sizes that a compiler leaves open it is one of both, not an expression of them."""
-    return one if one <= other else other
-
-
-def most(one: int, other: int) -> int:
-    """As ``max``, likewise."""
-    return one if one >= other else other

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._geometry import memory_format
+from ._geometry import memory_format, stored_as
 
 
 def ends(image: Tensor, axis: int, low: int, high: int) -> tuple[Tensor, Tensor]:
@@ -24,5 +24,5 @@ def ends(image: Tensor, axis: int, low: int, high: int) -> tuple[Tensor, Tensor]
 def joined(parts: Sequence[Tensor], axis: int, like: Tensor) -> Tensor:
     """``parts``, not all of them empty, side by side in the dtype and memory format of ``like``."""
     layout = memory_format(like)  # of a mixture of formats torch would make a contiguous one
-    kept = [part.to(like.dtype).contiguous(memory_format=layout) for part in parts if part.shape[axis]]
+    kept = [stored_as(part.to(like.dtype), layout) for part in parts if part.shape[axis]]
     return torch.cat(kept, axis) if len(kept) > 1 else kept[0]

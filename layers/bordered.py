@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ._base import ConvLayer, parameter_like
-from ._geometry import IntOrInts, Padding
+from ._base import Conv, ConvLayer, parameter_like
+from ._geometry import IntOrInts, Padding, effective_size, pad_widths
+from .dcls_bounds import gathered
+from .reverted import Lost, parameter_of, reverted_conv
 
 
 class BorderedConv(ConvLayer):
@@ -28,6 +30,9 @@ class BorderedConv(ConvLayer):
 
     beneath: ClassVar[str] = "zeros"
     """The attribute ``padding_mode`` of the layers of this class."""
+
+    replaced_padding_mode: str = "zeros"
+    """The ``padding_mode`` of the convolution that the layer was made from; what `revert` goes back to."""
 
     weight: nn.Parameter
     bias: nn.Parameter | None
@@ -50,6 +55,7 @@ class BorderedConv(ConvLayer):
             raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, "zeros")
         self.padding_mode = self.beneath
+        self.replaced_padding_mode = "zeros"
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
@@ -113,12 +119,48 @@ class BorderedConv(ConvLayer):
             if source.bias is not None:
                 layer.bias = parameter_like(source.bias.clone(), source.bias)
             layer._start_from_kernel()
+        layer.replaced_padding_mode = source.padding_mode
         return layer.train(source.training)
+
+    def revert(self) -> Conv:
+        """The plain convolution with this weight and bias, and the padding that the layer has replaced.
+
+        Nothing is shared with the layer.
+        """
+        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
+            whole = gathered(self)
+            bias = None if whole.bias is None else parameter_of(whole.bias, whole.bias)
+            return reverted_conv(self, parameter_of(whole.weight, whole.weight), bias, self.replaced_padding_mode)
+
+    def lost_by_reverting(self) -> Lost:
+        """What `revert` leaves out: how outputs at the border are computed, and the parameters that are for those."""
+        if self._pads_nothing():
+            return Lost()
+        words = f"its own treatment of the border, where the convolution pads ({self.replaced_padding_mode})"
+        further = ("the kernel (and bias) that it has for outputs there",) if self.new_parameters() else ()
+        return Lost((words, *further), "exact" if self._pads_alike() else "interior")
+
+    def _pads_nothing(self) -> bool:
+        """Whether there is no border, for images of any size."""
+        window = effective_size(self.kernel_size, self.dilation)
+        return not any(map(any, pad_widths(self.padding, window, self.stride, (1,) * self.dims)))
+
+    def _pads_alike(self) -> bool:
+        """Whether outputs at the border are, at present, what the padding that was replaced would give."""
+        return False
 
 
 def copied(value: Tensor, into: nn.Parameter | None = None) -> nn.Parameter:
-    """A parameter of its own that starts as ``value`` and trains: ``into``, if that is one on the same device."""
-    if into is None or into.device != value.device:
+    """A parameter of its own that starts as ``value`` and trains: ``into``, if that is one on the same device.
+
+    On the meta device it must have the dtype and the strides of ``value`` too: what a layer is built with there is
+    none that anything else holds, and goes by the constructor's defaults.
+
+    To be called outside of inference mode, where a parameter that was made in it can be neither changed nor trained.
+    """
+    alike = into is not None and (into.dtype, into.stride()) == (value.dtype, value.stride())
+    if into is None or into.device != value.device or into.is_inference() or (value.is_meta and not alike):
         return nn.Parameter(value.detach().clone())
     with torch.no_grad():
         into.copy_(value)

@@ -8,14 +8,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv, ConvLayer
+from ._base import Conv, UsesKernels
 from .dcls_bounds import gathered
 from .dcls_formula import Formula
 from .frozen import frozen_conv
-from .ops._load import want_kernels
+from .reverted import Lost, parameter_of, reverted_conv
+
+ROUNDING = 1e-10
+"""Part of a kernel's norm that is no more than rounding. Elements that stand on taps leave nothing beside them."""
 
 
-class DclsLayer(ConvLayer):
+class DclsLayer(UsesKernels):
     """Base of the layers whose kernel is drawn from elements of ``weight`` at learned positions ``P``.
 
     Several layers may hold the same ``P`` (the same ``nn.Parameter``), as the blocks of a stage do in the paper.
@@ -83,6 +86,47 @@ class DclsLayer(ConvLayer):
             )
         return conv.train(self.training)
 
+    def revert(self) -> Conv:
+        """The plain convolution with the geometry that this layer shows, and what of its kernel lies on those taps.
+
+        Of all kernels of that size it has the one nearest to the layer's. A layer made from a convolution shows that
+        one's geometry. Nothing is shared with the layer; see `lost_by_reverting`.
+        """
+        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
+            whole = gathered(self)
+            kernel = whole.construct_kernel()
+            kernel = kernel[self._on_taps(kernel)].contiguous()
+            bias = None if whole.bias is None else parameter_of(whole.bias, whole.bias)
+            return reverted_conv(self, parameter_of(kernel, whole.weight), bias)
+
+    def lost_by_reverting(self) -> Lost:
+        """What `revert` leaves out: the positions, and what the layer's kernel has beside the convolution's taps."""
+        learned = "positions" if getattr(self, "SIG", None) is None else "positions and widths"
+        words = f"the learned {learned} of its elements"
+        with torch.no_grad():
+            kernel = gathered(self).construct_kernel()
+            if kernel.is_meta:
+                return Lost((words,), "approximate")
+            kernel = kernel.detach().to("cpu", torch.float64, copy=True)  # some devices have no float64
+            whole = kernel.norm().item()
+            kernel[self._on_taps(kernel)] = 0
+        outside = kernel.norm().item()
+        error = outside / whole if whole > 0 else outside
+        if error:
+            words += ", and what of its kernel is beside the convolution's taps"
+        return Lost((words,), "exact" if error <= ROUNDING else "approximate", error)
+
+    def _on_taps(self, kernel: Tensor) -> tuple[slice, ...]:
+        """Where in the dense kernel the taps of one with the geometry that the layer shows are."""
+        taps = [slice(None), slice(None)]
+        for axis, size in enumerate(kernel.shape[2:]):
+            step = self.dilation[axis] // self.kernel_dilation()[axis]  # dense axes are dilated as the layer is
+            span = step * (self.kernel_size[axis] - 1) + 1
+            first = (size - span) // 2
+            taps.append(slice(first, first + span, step))
+        return tuple(taps)
+
     def extra_repr(self) -> str:
         forced = "" if self.formula == "auto" else f", formula={self.formula!r}"
         return super().extra_repr() + forced
@@ -92,10 +136,4 @@ class DclsLayer(ConvLayer):
         def pass_over_format(value: Tensor) -> Tensor:
             return fn(value.flatten(1)).view_as(value) if value.dim() >= 4 else fn(value)
 
-        super()._apply(pass_over_format, recurse)  # type: ignore[no-untyped-call]
-        want_kernels(self)
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        want_kernels(self)
+        return super()._apply(pass_over_format, recurse)

@@ -17,7 +17,7 @@ from .dcls_formula import Formula, depthwise_conv, depthwise_pays, is_depthwise
 from .dcls_sampled import sampled_conv, sampling_is_cheaper
 from .dcls_sparse import dcls_gather_conv2d, gather_wins
 from .frozen import grown_conv
-from .ops._load import use_kernels, want_kernels
+from .ops._load import use_kernels
 
 torch.fx.wrap("dcls_dilated_conv")
 
@@ -145,7 +145,7 @@ class _DclsDilatedNd(DclsLayer):
         self.P = nn.Parameter(torch.empty((self.dims, *shape[int(shared_positions) :]), **placement))
         self.bias = nn.Parameter(torch.empty(out_channels, **placement)) if bias else None
         self.reset_parameters()
-        want_kernels(self)
+        self._want_kernels()
 
     def reset_parameters(self) -> None:
         """Draw weights as ``nn.Conv2d`` does, and the positions anew."""
@@ -183,7 +183,7 @@ class _DclsDilatedNd(DclsLayer):
             return reason
         source: Any = conv
         if all(size == 1 for size in source.kernel_size):
-            return f"a {'x'.join('1' * cls.dims)} kernel has nothing to space"
+            return f"a {'×'.join('1' * cls.dims)}{'-tap' * (cls.dims == 1)} kernel has nothing to space"
         return None
 
     @classmethod
@@ -224,7 +224,7 @@ class _DclsDilatedNd(DclsLayer):
         layer.P = nn.Parameter(source.weight.new_zeros(layer.P.shape))
         if source.bias is not None:
             layer.bias = parameter_like(source.bias.detach().clone(), source.bias)
-        want_kernels(layer)
+        layer._want_kernels()
         return layer.train(source.training)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .dcls_grid import position_axes
 from .dcls_scatter import scatter_ref
 from .dcls_separable import separable_ref
 from .ops import dcls_scatter, dcls_separable
-from .ops._load import use_kernels
+from .ops._load import use_ops
 
 Version = Literal["v0", "v1", "max", "gauss"]
 VERSIONS: tuple[Version, ...] = ("v0", "v1", "max", "gauss")
@@ -77,7 +77,7 @@ def draw_triangles(
 ) -> Tensor:
     """`scatter_ref` in single precision at least; the result is in the dtype of ``weight``."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    scatter = dcls_scatter.forward if use_kernels(weight) else scatter_ref
+    scatter = dcls_scatter.forward if use_ops(weight) else scatter_ref
     with _no_autocast(weight):
         kernel: Tensor = scatter(weight.to(dtype), P.to(dtype), sizes, axes, normalise, right_slope)
         return kernel.to(weight.dtype)
@@ -88,7 +88,7 @@ def draw_wide(
 ) -> Tensor:
     """`separable_ref` in single precision at least; the result is in the dtype of ``weight``."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    separable = dcls_separable.forward if use_kernels(weight) else separable_ref
+    separable = dcls_separable.forward if use_ops(weight) else separable_ref
     with _no_autocast(weight):
         kernel: Tensor = separable(weight.to(dtype), P.to(dtype), SIG.to(dtype), sizes, axes, gaussian, least_sigma)
         return kernel.to(weight.dtype)

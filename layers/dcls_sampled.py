@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._geometry import is_channels_last, memory_format, output_size, pad, pad_widths
+from ._geometry import is_channels_last, memory_format, output_size, pad, pad_widths, stored_as
 from .dcls_scatter import triangle
 
 SAMPLE_COST = 700
@@ -73,4 +73,4 @@ def sampled_conv(
     y = mixed.reshape(batch, outputs, *size)
     if bias is not None:
         y = y + bias.to(y.dtype).view(-1, *(1,) * dims)
-    return y.contiguous(memory_format=memory_format(x)) if is_channels_last(x) else y
+    return stored_as(y, memory_format(x)) if is_channels_last(x) else y

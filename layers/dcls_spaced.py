@@ -19,7 +19,6 @@ from .dcls_grid import default_dilated_kernel_size, position_axes, position_boun
 from .dcls_kernel import LEAST_SIGMA, VERSIONS, Version, construct_kernel
 from .dcls_published import published_tensors
 from .dcls_start import start_from_kernel
-from .ops._load import want_kernels
 
 torch.fx.wrap("dcls_conv")
 
@@ -82,7 +81,7 @@ class SpacedLayer(DclsLayer):
         self.SIG = nn.Parameter(torch.empty((self.spaced, *shape), **placement)) if wide else None
         self.bias = nn.Parameter(torch.empty(out_channels, **placement)) if bias else None
         self.reset_parameters()
-        want_kernels(self)
+        self._want_kernels()
 
     def _check(self, version: str, kernel_count: int, taps: tuple[int, ...]) -> None:
         dense = len(self.dense_kernel_size)
@@ -184,7 +183,8 @@ class SpacedLayer(DclsLayer):
         axes = cls._spaced_axes(source.kernel_size)
         if all(source.kernel_size[axis] == 1 for axis in axes):
             along = "" if len(axes) == cls.dims else " along the axis that elements would move on"
-            return f"a {'x'.join(map(str, source.kernel_size))} kernel has nothing to space{along}"
+            size = "×".join(map(str, source.kernel_size)) + "-tap" * (cls.dims == 1)
+            return f"a {size} kernel has nothing to space{along}"
         sizes = options.get("dilated_kernel_size")
         if sizes is None:
             return None
@@ -262,7 +262,7 @@ class SpacedLayer(DclsLayer):
             layer.SIG = nn.Parameter(start.SIG.reshape(layer.P.shape).to(source.weight))
         if source.bias is not None:
             layer.bias = parameter_like(source.bias.detach().clone(), source.bias)
-        want_kernels(layer)
+        layer._want_kernels()
         return layer.train(source.training)
 
     @classmethod

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._geometry import is_channels_last, memory_format
+from ._geometry import is_channels_last, memory_format, stored_as
 from .large_depthwise import MAX_STRIDE
 from .ops._autocast import autocast_like_conv
 from .ops._load import use_kernels
@@ -117,7 +117,7 @@ def dcls_gather_conv2d(
     sampled = _convolve(input, ones, places, size, axes, normalise, stride, padding, right_slope)
     mixing = weight.reshape(outputs, inputs * count, 1, 1)
     y = F.conv2d(sampled, mixing.to(sampled.dtype), None if bias is None else bias.to(sampled.dtype), groups=groups)
-    return y.contiguous(memory_format=memory_format(input)) if is_channels_last(input) else y
+    return stored_as(y, memory_format(input)) if is_channels_last(input) else y
 
 
 def sparse_wins(

@@ -18,6 +18,7 @@ from ._geometry import (
     pad,
     pad_widths,
     per_axis,
+    stored_as,
 )
 from .dynamic_choice import Formula, check_formula, choose_formula, output_format
 from .large_depthwise import MAX_STRIDE
@@ -109,7 +110,7 @@ def dynamic_conv(
         else:
             compute = loop if formula == "loop" else grouped
             y = compute(x, mixed, mixed_bias, steps, widths, spacing, groups, padding_mode)
-    return y.contiguous(memory_format=output_format(x, weight))
+    return stored_as(y, output_format(x, weight))
 
 
 def mix_kernels(weight: Tensor, attention: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ._geometry import IntOrInts, Padding, memory_format
-from .bordered import BorderedConv
+from .bordered import BorderedConv, copied
 from .explicit_boundary_conv import boundary_distances, explicit_boundary_conv2d
+from .reverted import all_zero
 
 torch.fx.wrap("explicit_boundary_conv2d")
 
@@ -65,6 +66,7 @@ class ExplicitBoundaryConv2d(BorderedConv):
     ) -> None:
         geometry: Any = in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
         super().__init__(*geometry, device=device, dtype=dtype)
+        self.boundary_weight = self.boundary_bias = None
         self._start_from_kernel()
 
     @property
@@ -72,29 +74,25 @@ class ExplicitBoundaryConv2d(BorderedConv):
         """The (vertical, horizontal) distances that have kernels of their own, in the order of the parameters."""
         return boundary_distances(self.kernel_size, self.padding, self.dilation)
 
-    def reset_parameters(self) -> None:
-        self._draw_kernel()
-        with torch.no_grad():
-            for own, start in self._starts():
-                parameter = getattr(self, own)
-                if start is not None:
-                    parameter.copy_(start)
-
     def _start_from_kernel(self) -> None:
-        for own, start in self._starts():
-            self.register_parameter(own, None if start is None else nn.Parameter(start))
-
-    def _starts(self) -> list[tuple[str, Tensor | None]]:
         """A copy of weight and bias for each distance."""
         count = len(self.boundary_distances)
-        starts = []
-        for name, interior in (("boundary_weight", self.weight), ("boundary_bias", self.bias)):
-            start = None
-            if count and interior is not None:
-                start = interior.detach().repeat(count, *(1,) * (interior.dim() - 1))
-                start = start.contiguous(memory_format=memory_format(interior))
-            starts.append((name, start))
-        return starts
+
+        def repeated(interior: Tensor | None, into: nn.Parameter | None) -> nn.Parameter | None:
+            if not count or interior is None:
+                return None
+            start = interior.detach().repeat(count, *(1,) * (interior.dim() - 1))
+            return copied(start.contiguous(memory_format=memory_format(interior)), into)
+
+        self.boundary_weight = repeated(self.weight, self.boundary_weight)
+        self.boundary_bias = repeated(self.bias, self.boundary_bias)
+
+    def _pads_alike(self) -> bool:
+        weight, bias = self.boundary_weight, self.boundary_bias
+        differences = [] if weight is None else [weight.view(-1, *self.weight.shape) - self.weight]
+        if bias is not None and self.bias is not None:
+            differences.append(bias.view(-1, *self.bias.shape) - self.bias)
+        return self.replaced_padding_mode == "zeros" and all_zero(*differences)
 
     def forward(self, input: Tensor) -> Tensor:
         return explicit_boundary_conv2d(

@@ -8,8 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._geometry import IntOrInts, Padding, conv_nd, effective_size, normalise_padding, pad, per_axis
-from .border_bands import least, most, split_outputs
+from ._geometry import (
+    IntOrInts,
+    Padding,
+    conv_nd,
+    effective_size,
+    least,
+    most,
+    normalise_padding,
+    pad,
+    per_axis,
+    split_outputs,
+)
 from .border_ends import ends, joined
 from .border_geometry import BorderConv, fitting_kernel
 from .border_geometry2d import resolve_border_conv2d

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ._base import Conv
-from ._geometry import conv_nd, effective_size, is_channels_last, memory_format, pad_widths
+from ._geometry import conv_nd, effective_size, is_channels_last, memory_format, pad_widths, stored_as
 
 torch.fx.wrap("grown_conv")
 
@@ -37,7 +37,7 @@ def grown_conv(
         padding, window, effective_size(weight.shape[2:], dilation), stride, x.shape[2 - weight.dim() :]
     )
     y = conv_nd(x, weight, bias, stride, widths, dilation, groups, padding_mode)
-    return y.contiguous(memory_format=memory_format(x)) if is_channels_last(x) else y
+    return stored_as(y, memory_format(x)) if is_channels_last(x) else y
 
 
 def grown_widths(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ._base import ConvLayer, parameter_like
+from ._base import UsesKernels, parameter_like
 from ._geometry import IntOrInts, Padding, effective_size, output_size, pad_widths
 from .hypernet.generator import Hypernet, HypernetFactory
 from .hypernet_conv import HypernetConv2d
@@ -16,7 +15,7 @@ from .ops._load import want_kernels
 from .own_net import make_net
 
 
-class GuidedLayer(ConvLayer):
+class GuidedLayer(UsesKernels):
     """Base of the convolutions that are handed their kernels, made by a hypernet from a guide.
 
     They hold no kernel; a ``bias`` of their own is a parameter (Co) or None and is added to the generated one.
@@ -236,6 +235,14 @@ class GuidedLayer(ConvLayer):
         """The kernel at zero guide contribution, in the shape and order of a convolution's weight."""
         return self._from_rows(hypernet.expand.bias)
 
+    def _constant_kernel(self, hypernet: Any) -> Tensor:
+        """The part of the kernel that is the same for all guides, likewise.
+
+        Raises:
+            ValueError: if what the layer computes with such a kernel is no convolution.
+        """
+        return self._kernel(hypernet)
+
     def _to_rows(self, kernel: Tensor) -> Tensor:
         """A convolution's weight in the order of the rows of ``expand``."""
         return kernel
@@ -253,18 +260,8 @@ class GuidedLayer(ConvLayer):
         hypernet.hyperfan(init, self.fan_in, self.fan_out, relu, generator)
 
     def _want_kernels(self) -> None:
-        """While a compiler looks on it is too late to load them."""
         if self.spatial:
             want_kernels(self._place)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._want_kernels()
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._want_kernels()
 
     def extra_repr(self) -> str:
         return super().extra_repr() if self.bias is None else f"{super().extra_repr()}, bias=True"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._exporting import is_exporting
-from ._geometry import IntOrInts, Padding, is_channels_last, memory_format, pad
+from ._geometry import IntOrInts, Padding, is_channels_last, memory_format, pad, stored_as
 from .guided_window import Window, batched, check_channels, check_taps, resolve_window
 from .per_sample_conv import grouped, loop, matmul, tap_by_tap
 
@@ -65,7 +65,7 @@ def guided_conv2d(
     if formula == "matmul" and window.taps > 1:
         raise ValueError(f'formula "matmul" is for 1x1 kernels, got {window.kernel_size}')
     y = _convolve(image, kernels, own_bias, window, groups, padding_mode, formula)
-    y = y.contiguous(memory_format=memory_format(image))
+    y = stored_as(y, memory_format(image))
     return y.squeeze(0) if x.dim() == 3 else y
 
 

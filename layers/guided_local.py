@@ -137,6 +137,13 @@ class GuidedLocalConv2d(GuidedLayer):
     def _kernel(self, hypernet: Any) -> Tensor:
         return hypernet.kernel if isinstance(hypernet, LowRankHypernet) else super()._kernel(hypernet)
 
+    def _constant_kernel(self, hypernet: Any) -> Tensor:
+        kernel: Tensor = self._kernel(hypernet)
+        if not isinstance(hypernet, LowRankHypernet):
+            return kernel
+        added: Tensor = torch.tensordot(hypernet.expand.bias, hypernet.basis, 1)
+        return kernel + added.view_as(kernel)
+
     def _to_rows(self, kernel: Tensor) -> Tensor:
         return kernel.permute(1, 2, 3, 0)
 

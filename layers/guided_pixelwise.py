@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._exporting import is_exporting
-from ._geometry import IntOrInts, Padding, conv_nd, memory_format, pad
+from ._geometry import IntOrInts, Padding, conv_nd, memory_format, pad, stored_as
 from .guided_window import (
     Window,
     batched,
@@ -17,7 +16,7 @@ from .guided_window import (
     resolve_window,
 )
 from .ops._autocast import autocast_like_conv
-from .ops._load import KERNEL_DTYPES, use_kernels
+from .ops._load import use_ops
 from .ops.guided_channelwise_conv2d import forward as channelwise
 from .ops.guided_channelwise_conv2d import guided_channelwise_conv2d_ref
 from .ops.guided_local_conv2d import forward as local
@@ -70,7 +69,7 @@ def guided_local_conv2d(
     window = resolve_window(image.shape[2:], kernel_size, stride, padding, dilation)
     check_taps("w", weight, 2, window)
     check_pixels("w", weight, window)
-    convolve = local if _use_op(image) else guided_local_conv2d_ref
+    convolve = local if use_ops(image) else guided_local_conv2d_ref
     image, padding_left = _zero_padded(image, window, padding_mode)
     y: Tensor = convolve(image, weight, own_bias, *_geometry(window, padding_left), groups)
     return y.squeeze(0) if x.dim() == 3 else y
@@ -114,15 +113,10 @@ def guided_channelwise_conv2d(
     window = resolve_window(image.shape[2:], kernel_size, stride, padding, dilation)
     check_taps("w", weight, 2, window)
     check_pixels("w", weight, window)
-    convolve = channelwise if _use_op(image) else guided_channelwise_conv2d_ref
+    convolve = channelwise if use_ops(image) else guided_channelwise_conv2d_ref
     image, padding_left = _zero_padded(image, window, padding_mode)
     y: Tensor = convolve(image, weight, own_bias, *_geometry(window, padding_left))
     return y.squeeze(0) if x.dim() == 3 else y
-
-
-def _use_op(image: Tensor) -> bool:
-    """On the meta device, too: there it tells its result's shape, what it keeps and what it costs as kernels do."""
-    return use_kernels(image) or (image.is_meta and image.dtype in KERNEL_DTYPES and not is_exporting())
 
 
 def _zero_padded(x: Tensor, window: Window, padding_mode: str) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -130,7 +124,7 @@ def _zero_padded(x: Tensor, window: Window, padding_mode: str) -> tuple[Tensor, 
     if padding_mode == "zeros":
         return x, window.widths
     padded = pad(x, window.widths, padding_mode)
-    return padded.contiguous(memory_format=memory_format(x)), [(0, 0)] * 2  # circular padding loses the format
+    return stored_as(padded, memory_format(x)), [(0, 0)] * 2  # circular padding loses the format
 
 
 def _geometry(window: Window, widths: list[tuple[int, int]]) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -170,7 +164,7 @@ def _low_rank(
     total = _weighted_sum(y.unflatten(1, (groups, rank, -1)), shares)
     if own_bias is not None:
         total = total + own_bias[..., None, None]
-    total = total.to(image.dtype).contiguous(memory_format=memory_format(image))
+    total = stored_as(total.to(image.dtype), memory_format(image))
     return total.squeeze(0) if x.dim() == 3 else total
 
 

@@ -163,6 +163,11 @@ class SeparableGuidedConv2d(GuidedLayer):
         kernel: Tensor = (channel * depth).flatten(0, 1)
         return kernel
 
+    def _constant_kernel(self, hypernet: Any) -> Tensor:
+        if self.norm is not None or self.relu:
+            raise ValueError("there is a norm or a ReLU between its two factors, so together they are no convolution")
+        return self._kernel(hypernet)
+
     def _hyperfan(self, hypernet: Any, init: str, relu: bool, generator: torch.Generator | None) -> None:
         hypernet.hyperfan(init, self.fan_in, self.fan_out, relu, generator, inner_relu=self.relu)
 

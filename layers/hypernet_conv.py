@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._base import ConvLayer
+from ._base import Conv, ConvLayer
 from .hypernet.fit import Fit, fit_guide
 from .hypernet.generator import Hypernet
+from .reverted import Lost, all_zero, parameter_of, reverted_conv
 
 torch.fx.wrap("fit_guide")
 
@@ -100,6 +101,31 @@ class HypernetConv2d(ConvLayer):
         outputs = self.hypernet.outputs
         y: Tensor = self.conv(input, made) if outputs == 1 else self.conv(input, *(made[i] for i in range(outputs)))
         return y
+
+    def revert(self) -> Conv:
+        """The plain convolution of this geometry with the part of kernel and bias that is the same for all guides.
+
+        Where a bias is generated it has one, also if the convolution that the layer was made from had none. Nothing is
+        shared with the layer.
+
+        Raises:
+            ValueError: if the guided layer is no convolution for any kernels: a `SeparableGuidedConv2d` with a norm or
+                a ReLU between its factors.
+        """
+        carried = [getattr(module, name) for module, name in self.hypernet.carried()]
+        generated = None if self.hypernet.expand_bias is None else self.hypernet.expand_bias.bias
+        bias = self.bias if generated is None else generated  # at most one of them is there, see `Hypernet`
+        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
+            weight = parameter_of(self.conv._constant_kernel(self.hypernet).contiguous(), *carried)
+            return reverted_conv(self, weight, None if bias is None else parameter_of(bias, bias))
+
+    def lost_by_reverting(self) -> Lost:
+        """What `revert` leaves out: the hypernet, and what the guide decides."""
+        last = [child.weight for name, child in self.hypernet.named_children() if name.startswith("expand")]
+        what = "its kernels" if self.hypernet.expand_bias is None else "its kernels and bias"
+        of = "its own input" if self.guide is None else repr(self.guide)
+        return Lost((f"that {what} depend on a guide, {of}",), "exact" if all_zero(*last) else "approximate")
 
     def carried_parameters(self) -> dict[str, tuple[tuple[nn.Module, str], ...]]:
         """For ``"weight"`` and ``"bias"`` the (module, parameter name) pairs that hold what a convolution has there."""

@@ -21,6 +21,7 @@ from ._geometry import (
     pad,
     pad_widths,
     per_axis,
+    stored_as,
     windows,
 )
 from .dynamic_choice import check_formula, output_format
@@ -108,7 +109,7 @@ def od_conv2d(
             y = compute(x, each, early_bias, steps, widths, spacing, groups, padding_mode)
         if late is not None:
             y = _finished(y, late, own_bias)
-    return y.contiguous(memory_format=output_format(x, weight))
+    return stored_as(y, output_format(x, weight))
 
 
 def choose_formula(x: Tensor, weight: Tensor, kernels: int, groups: int, pixels: int, plain: bool = True) -> ODFormula:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._geometry import IntOrInts, Padding, conv_nd, is_channels_last, memory_format, normalise_padding
+from ._geometry import IntOrInts, Padding, conv_nd, is_channels_last, memory_format, normalise_padding, stored_as
 from .border_geometry import resolve_border_conv
 from .ops.extrapolate_pad import extrapolate_pad_ref
 from .padding_free_conv import ConvOrder, resolved_order
@@ -33,7 +33,7 @@ def padded_conv(
     )
     y = conv_nd(padded, conv.weight, conv.bias, conv.stride, [(0, 0)] * len(orders), conv.dilation, groups)
     if is_channels_last(conv.image):
-        y = y.contiguous(memory_format=memory_format(conv.image))
+        y = stored_as(y, memory_format(conv.image))
     return y.squeeze(0) if input.dim() < weight.dim() else y
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv
+from ._base import Conv, UsesKernels
 from ._geometry import IntOrInts, Padding, effective_size, pad_widths
 from .bordered import BorderedConv, copied
 from .dcls_bounds import gathered
-from .ops._load import want_kernels
 from .padded import PaddedConv1d, PaddedConv2d, PaddedConv3d
 from .padding_free_conv import ConvOrder, padding_free_conv, resolved_order
 
@@ -22,7 +20,7 @@ _PLAIN: tuple[type[Conv], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PADDED = (PaddedConv1d, PaddedConv2d, PaddedConv3d)
 
 
-class PaddingFreeConv(BorderedConv):
+class PaddingFreeConv(UsesKernels, BorderedConv):
     """Base of the layers that continue the image beyond its border by polynomials."""
 
     beneath = "extrapolate"
@@ -59,7 +57,7 @@ class PaddingFreeConv(BorderedConv):
         self.keep_img_grad_at_invalid = keep_img_grad_at_invalid
         self.edge_weight = self.edge_bias = None
         self._start_from_kernel()
-        want_kernels(self)
+        self._want_kernels()
 
     @classmethod
     def unsupported_reason(cls, conv: nn.Module, **options: Any) -> str | None:
@@ -86,6 +84,10 @@ class PaddingFreeConv(BorderedConv):
         if self.train_edge_kernel and any(before or after for before, after in self._widths((1,) * self.dims)):
             self.edge_weight = copied(self.weight, self.edge_weight)
             self.edge_bias = None if self.bias is None else copied(self.bias, self.edge_bias)
+
+    def _pads_alike(self) -> bool:
+        repeats = self.order == ((0, 0),) * self.dims and self.edge_weight is None
+        return repeats and self.replaced_padding_mode == "replicate"
 
     def forward(self, input: Tensor) -> Tensor:
         return padding_free_conv(
@@ -148,15 +150,6 @@ class PaddingFreeConv(BorderedConv):
         if not self.keep_img_grad_at_invalid:
             parts.append("keep_img_grad_at_invalid=False")
         return ", ".join(parts)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        want_kernels(self)
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        want_kernels(self)
 
 
 class _PaddingFreeConvNd(PaddingFreeConv):

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from ._geometry import IntOrInts, Padding, conv_nd, is_channels_last, memory_format
+from ._geometry import IntOrInts, Padding, conv_nd, is_channels_last, memory_format, stored_as
 from .border_bands import banded_conv
 from .border_geometry import BorderConv, fitting_bias, fitting_kernel, resolve_border_conv
 from .extrapolation import Order, check_order, extrapolate_pad, normalise_order
@@ -85,7 +85,7 @@ def padding_free_conv(
             offset = fitting_bias("edge_bias", edge_bias, weight, conv.image)
         y = banded_conv(conv, orders, kernel, offset, keep_img_grad_at_invalid)
     if is_channels_last(conv.image):
-        y = y.contiguous(memory_format=memory_format(conv.image))
+        y = stored_as(y, memory_format(conv.image))
     return y.squeeze(0) if input.dim() < weight.dim() else y
 
 

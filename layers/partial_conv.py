@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from .bordered import BorderedConv
 from .partial_convolution import partial_conv2d
+from .reverted import Lost
 
 torch.fx.wrap("partial_conv2d")
 
@@ -53,3 +56,8 @@ class PartialConv2d(BorderedConv):
             input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, mask, return_mask
         )
         return result
+
+    def lost_by_reverting(self) -> Lost:
+        """What `revert` leaves out: also that the layer can be given a mask. The fidelity is that without one."""
+        lost = super().lost_by_reverting()
+        return replace(lost, words=(*lost.words, "that it can be given a mask, and return that of its result"))

@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ._geometry import IntOrInts, Padding, conv_nd, is_channels_last, memory_format, pad
+from ._geometry import IntOrInts, Padding, conv_nd, is_channels_last, memory_format, pad, stored_as
 from .border_geometry import BorderConv
 from .border_geometry2d import resolve_border_conv2d
 
@@ -93,7 +93,7 @@ def partial_conv2d(
     if part is not None:
         y = _scaled(y, part, late_bias, sees_all=seen is None and _all_see_something(conv))
     if is_channels_last(conv.image):
-        y = y.contiguous(memory_format=memory_format(conv.image))
+        y = stored_as(y, memory_format(conv.image))
     unbatched = input.dim() == 3
     y = y.squeeze(0) if unbatched else y
     if not return_mask:

@@ -8,12 +8,13 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from ._base import ConvLayer
-from ._geometry import IntOrInts, Padding, effective_size
+from ._base import Conv, ConvLayer
+from ._geometry import IntOrInts, Padding, effective_size, memory_format, stored_as
 from .frozen import frozen_conv
 from .patch_dynamic_conv import patch_dynamic_conv2d
 from .patch_dynamic_predictors import PatchPredictors
 from .patch_dynamic_sizes import published_sizes
+from .reverted import Lost, all_zero, parameter_of, reverted_conv
 
 torch.fx.wrap("patch_dynamic_conv2d")
 
@@ -214,6 +215,39 @@ class PatchDynamicConv2d(ConvLayer):
             self.padding_mode,
             self.patch_order,
         )
+
+    def revert(self) -> Conv:
+        """The plain convolution of this geometry with the part of all kernels that is the same for all patches.
+
+        That is ``similar_conv``, and the bias of each predictor's last map. In the published order, where the kernels
+        for a patch are of no convolution, it is ``similar_conv`` alone. Nothing is shared with the layer.
+
+        Raises:
+            ValueError: in the published order, without a ``similar_conv``.
+        """
+        own, mean = self.similar_conv, self.predictors.last_bias
+        if own is None and self.patch_order == "published":
+            raise ValueError(
+                "it has no convolution (similar_conv=False), and kernels in the published order are of none"
+            )
+        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
+            precise = torch.promote_types(mean.dtype, torch.float32)
+            predicted = mean.to(precise).view(-1, self.in_channels // self.groups, *self.kernel_size)
+            predicted = predicted / self.predictors.features
+            if own is None:
+                return reverted_conv(self, parameter_of(predicted, mean), None)
+            kernel = own.weight
+            if self.patch_order == "channels":
+                kernel = stored_as(kernel.to(precise) + predicted, memory_format(kernel))
+            bias = None if own.bias is None else parameter_of(own.bias, own.bias)
+            return reverted_conv(self, parameter_of(kernel, own.weight), bias)
+
+    def lost_by_reverting(self) -> Lost:
+        """What `revert` leaves out: the part of the predicted kernels that depends on the patch."""
+        maps = self.predictors
+        unused = all_zero(maps.last_weight) and (self.patch_order == "channels" or all_zero(maps.last_bias))
+        return Lost(("the kernels that it predicts for each patch",), "exact" if unused else "approximate")
 
     def carried_parameters(self) -> dict[str, tuple[tuple[nn.Module, str], ...]]:
         """For ``"weight"`` and ``"bias"`` the (module, parameter name) pairs that hold what a convolution has there."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._geometry import conv_nd, effective_size, memory_format, output_size, pad, pad_widths
+from ._geometry import conv_nd, effective_size, memory_format, output_size, pad, pad_widths, stored_as
 from .ops._load import want_ops
 from .patch_dynamic_chunks import Window, in_chunks, predicted
 from .patch_dynamic_hidden import maps_of, statistics_of
@@ -74,7 +74,7 @@ def patch_dynamic_conv2d(
             x, widths = pad(x, widths, padding_mode), [(0, 0), (0, 0)]
         y = conv_nd(x, mean if kernel is None else kernel + mean, bias, stride, widths, dilation, groups)
         y = _with_predicted(y, x, predictors, Window(kernel_size, stride, widths, dilation), groups, training)
-    y = y.contiguous(memory_format=memory_format(x))
+    y = stored_as(y, memory_format(x))
     return y.squeeze(0) if input.dim() == 3 else y
 
 

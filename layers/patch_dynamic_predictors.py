@@ -146,7 +146,7 @@ class PatchPredictors(nn.Module):
             yield published, name, getattr(self, name)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        stored = [(published, value if keep_vars else value.detach()) for published, _, value in self._stored()]
+        stored = [(published, _whole(value if keep_vars else value.detach())) for published, _, value in self._stored()]
         for o in range(self.outputs):
             for published, value in stored:
                 destination[f"{prefix}{o}.{published}"] = value[o]
@@ -185,7 +185,7 @@ class PatchPredictors(nn.Module):
         """Copy what is given for outputs, or with all of them make a tensor that takes the place of ``value``."""
         with torch.no_grad():
             if assign and len(given) == self.outputs:
-                stacked = torch.stack([given[o] for o in range(self.outputs)])
+                stacked = _spread_as(torch.stack([_whole(given[o]) for o in range(self.outputs)]), value)
                 setattr(self, name, nn.Parameter(stacked, value.requires_grad) if name in self._parameters else stacked)
                 return
             if value.is_meta and not all(one.is_meta for one in given.values()):
@@ -194,8 +194,27 @@ class PatchPredictors(nn.Module):
                     "load_state_dict, or to_empty() before?",
                     stacklevel=2,
                 )
+            own = _whole(value)
             for o, one in given.items():
-                value[o].copy_(one)
+                own[o].copy_(_whole(one))
+            if own is not value:
+                value.copy_(_spread_as(own, value))
+
+
+def _whole(value: Tensor) -> Tensor:
+    """All of a tensor that may be sharded over processes, as by FSDP: a row of it is no view of any shard."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole
+
+
+def _spread_as(whole: Tensor, like: Tensor) -> Tensor:
+    """``whole``, which all processes have, sharded as ``like`` is."""
+    if not hasattr(like, "full_tensor"):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor  # slow, and not in every build of torch
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 class _Named:
@@ -207,7 +226,9 @@ class _Named:
     def __getattr__(self, name: str) -> Any:
         output, _, published = f"{self._path}.{name}".partition(".")
         if published in _PUBLISHED:
-            return getattr(self._predictors, _PUBLISHED[published])[int(output)]
+            value: Tensor = getattr(self._predictors, _PUBLISHED[published])
+            # All of it where it is sharded: a row would be gathered from all processes, for one who only follows names.
+            return value if hasattr(value, "full_tensor") else value[int(output)]
         if any(known.startswith(f"{published}.") for known in _PUBLISHED):
             return _Named(self._predictors, f"{output}.{published}")
         raise AttributeError(f"there is no {output}.{published} in {type(self._predictors).__name__}")

@@ -8,9 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ._geometry import IntOrInts, Padding, conv_nd
+from ._geometry import IntOrInts, Padding, conv_nd, least
 from ._lagrange import normalise_sides
-from .border_bands import least
 from .border_ends import ends, joined
 from .border_geometry2d import resolve_border_conv2d
 from .noise_source import NoiseSource, standard_normal

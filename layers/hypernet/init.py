@@ -86,7 +86,10 @@ def zero_linear(
 ) -> nn.Linear:
     """An ``nn.Linear`` of zeros. No generator is used."""
     linear = nn.Linear(inputs, outputs, bias, device="meta", dtype=dtype)
-    linear = linear.to_empty(device=torch.get_default_device() if device is None else device)
+    place = torch.get_default_device() if device is None else torch.device(device)
+    if place.type == "meta":
+        return linear
+    linear = linear.to_empty(device=place)
     for parameter in linear.parameters():
         nn.init.zeros_(parameter)
     return linear

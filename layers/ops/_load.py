@@ -93,6 +93,24 @@ def use_kernels(value: Tensor) -> bool:
     return want_ops(value) and kernels_loaded(value.device.type)
 
 
+def use_ops(value: Tensor) -> bool:
+    """`use_kernels`, and for tensors on the meta device too, as far as there can be kernels for their like.
+
+    There an op tells its result's shape, what it keeps and what it costs as it does with kernels, unless these are
+    switched off or could not be loaded.
+    """
+    if not want_ops(value):
+        return False
+    return _kernels_to_be_expected() if value.is_meta else kernels_loaded(value.device.type)
+
+
+def _kernels_to_be_expected() -> bool:
+    """Whether a real tensor would find kernels, as far as can be told without compiling any."""
+    if _tried:
+        return None in _tried.values()
+    return kernels_mode() != "off"
+
+
 def want_ops(value: Tensor) -> bool:
     """Whether what is computed with ``value`` can be an op of ours, with kernels or without; they are loaded if not.
 

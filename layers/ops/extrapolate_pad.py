@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._geometry import memory_format
+from .._geometry import memory_format, stored_as
 from .._lagrange import check_order, lagrange_weights
 from ._define import LIBRARY, define
 from ._load import kernels_loaded
@@ -122,7 +122,7 @@ def _precise(value: Tensor) -> Tensor:
 
 def _finished(value: Tensor, like: Tensor) -> Tensor:
     """In the dtype and the memory format of ``like``, and never ``like`` itself."""
-    value = value.to(like.dtype).contiguous(memory_format=memory_format(like))
+    value = stored_as(value.to(like.dtype), memory_format(like))
     return value.clone() if value is like else value
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._geometry import effective_size, memory_format, output_size
+from .._geometry import effective_size, memory_format, output_size, split_outputs
 from ..large_depthwise import MAX_STRIDE, large_depthwise_pays
 from . import extrapolate_pad, large_depthwise_conv2d
 from ._define import define
@@ -158,16 +158,15 @@ class _Interior:
         self.other_pixels: list[int] = []  # after and before, last axis first, as `F.pad` has it
         self.other_outputs: list[int] = []
         self.begin: list[int] = []  # pixel
-        for n, span, step, (before, _), out in zip(size, spans, stride, _pairs(padding), outs, strict=True):
-            first = -(-before // step)
-            count = max(min((n - span + before) // step, out - 1) - first + 1, 0)
-            begin, read = first * step - before, (count - 1) * step + span
+        for n, span, step, width, out in zip(size, spans, stride, _pairs(padding), outs, strict=True):
+            first, count, behind = split_outputs(n, width, span, step, out)
+            begin, read = first * step - width[0], (count - 1) * step + span
             self.first.append(first)
             self.count.append(count)
             self.begin.append(begin)
             self.pixels_read.append(read)
             self.other_pixels[:0] = [begin, n - begin - read]
-            self.other_outputs[:0] = [first, out - first - count]
+            self.other_outputs[:0] = [first, behind]
         self.is_empty = min(self.count) == 0
 
     def outputs(self, value: Tensor) -> Tensor:

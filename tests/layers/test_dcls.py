@@ -193,7 +193,7 @@ def test_default_grid(kernel_size, dilation, expected):
 @pytest.mark.parametrize(
     ("kernel_size", "options", "reason"),
     [
-        ((1, 1), {}, "1x1 kernel has nothing to space"),
+        ((1, 1), {}, "1×1 kernel has nothing to space"),
         ((3, 3), {"dilated_kernel_size": 1}, "1 is smaller than the 3 pixels"),
         ((3, 3), {"dilated_kernel_size": (7, 8)}, "8 has not the parity of the 3 pixels.*7 or 9"),
         ((2, 2), {"dilated_kernel_size": 7}, "7 has not the parity of the 2 pixels"),

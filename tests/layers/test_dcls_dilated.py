@@ -283,7 +283,7 @@ def test_positions_of_a_new_layer_have_half_the_dilation_s_deviation():
         (lambda: DclsDilated2d(4, 4, 3, gain=0.0), "gain must be a number above 0, got 0.0"),
         (lambda: DclsDilated2d(4, 4, 3, gain=float("inf")), "gain must be a number above 0, got inf"),
         (lambda: DclsDilated2d(4, 0, 3), "out_channels must be at least 1, got 4 and 0"),
-        (lambda: DclsDilated2d.from_conv(nn.Conv2d(4, 4, 1)), "1x1 kernel has nothing to space"),
+        (lambda: DclsDilated2d.from_conv(nn.Conv2d(4, 4, 1)), "1×1 kernel has nothing to space"),
         (
             lambda: construct_dilated_kernel(torch.ones(2, 2, 3), torch.ones(1, 3, 3), 2),
             r"\(1, 2, 2, 3\), or \(1, 2, 3\)",

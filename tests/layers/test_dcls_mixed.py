@@ -90,9 +90,9 @@ def test_row_or_column_of_a_convolution(g, flat_dim, more, version):
     ("layer_class", "conv", "reason"),
     [
         (Dcls2dK1d, nn.Conv2d(2, 2, (3, 2)), r"single row or column, got \(3, 2\)"),
-        (Dcls2dK1d, nn.Conv2d(2, 2, 1), "1x1 kernel has nothing to space"),
-        (Dcls2_1d, nn.Conv2d(2, 2, (3, 1)), "3x1 kernel has nothing to space along"),
-        (Dcls3_1d, nn.Conv3d(2, 2, (3, 3, 1)), "3x3x1 kernel has nothing to space along"),
+        (Dcls2dK1d, nn.Conv2d(2, 2, 1), "1×1 kernel has nothing to space"),
+        (Dcls2_1d, nn.Conv2d(2, 2, (3, 1)), "3×1 kernel has nothing to space along"),
+        (Dcls3_1d, nn.Conv3d(2, 2, (3, 3, 1)), "3×3×1 kernel has nothing to space along"),
     ],
 )
 def test_what_cannot_be_converted_is_said(layer_class, conv, reason):
