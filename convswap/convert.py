@@ -11,6 +11,7 @@ from torch import nn
 
 from .border_report import borders_of
 from .carried_report import attach_report, earlier_report
+from .choice import Swap
 from .decisions import Decision, split_groups
 from .errors import ConvswapError, did_you_mean
 from .freezing import freeze_as_they_are, refuse_unknown_means
@@ -18,19 +19,20 @@ from .graph_model import as_graph_model
 from .inputs import ExampleInputs
 from .kernel_errors import kernel_errors
 from .options import code_named_by, make_options
-from .plan import Plan, Step, Swap, keep_reason, make_steps, plan
+from .plan import Plan, Step, keep_reason, make_steps, plan
 from .position_pictures import start_picture
 from .recipe import Recipe, make_recipe
 from .replacing import put_in_place
 from .report import Report
 from .report_making import describe_geometry, make_report
+from .reverting import revert_as_they_are
 from .rewrite import build_layers, copy_with
 from .routing import route_guides
 from .sites import Trace
 from .targets import get_target
 from .trace import trace
 from .verification import require_passed
-from .verify import VerifyInputs, verify
+from .verify import VerifyInputs, read_inputs, verify_on
 from .where import Where
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -143,13 +145,13 @@ def apply(
 
 def _apply_stage(stage: Recipe, model: nn.Module, trust_source: bool) -> nn.Module:
     """Do to a copy of ``model`` what the steps of one stage of a recipe say."""
-    refuse_unknown_means(model, [step.name for step in stage.steps if step.target is None])
+    refuse_unknown_means(model, [step.name for step in stage.steps if step.target is None and step.frozen])
     steps, found = recipe_steps(stage, model, trust_source)
     layers = build_layers(steps, {step.name: step.seed for step in stage.steps})
     groups = {step.site.name: step.group for step in steps}
     done = Recipe(
         tuple(
-            replace(step, group=groups.get(step.name, step.group), frozen=False, stage=0)
+            replace(step, group=groups.get(step.name, step.group), frozen=False, reverted=False, stage=0)
             for step in stage.steps
             if step.target is not None
         )
@@ -160,7 +162,8 @@ def _apply_stage(stage: Recipe, model: nn.Module, trust_source: bool) -> nn.Modu
         converted = copy_with(model, layers)
         route_guides(converted)
         attach_report(converted, report)
-    return freeze_as_they_are(converted, [step.name for step in stage.steps if step.frozen])
+    converted = freeze_as_they_are(converted, [step.name for step in stage.steps if step.frozen])
+    return revert_as_they_are(converted, [step.name for step in stage.steps if step.reverted])
 
 
 def undo(model: nn.Module, steps: Sequence[Step], layers: Mapping[int, nn.Module]) -> None:
@@ -257,9 +260,10 @@ def _carry_out(the_plan: Plan, model: nn.Module, seed: int, inputs: VerifyInputs
     route_guides(converted)
     attach_report(converted, report)
     if inputs is not None:
-        verification = verify(model, converted, inputs)
+        read = read_inputs(model, inputs)
+        verification = verify_on(model, converted, read)
         require_passed(verification)
-        attach_report(converted, report.with_verification(verification, borders_of(the_plan.steps, model, inputs)))
+        attach_report(converted, report.with_verification(verification, borders_of(the_plan.steps, read)))
     return converted
 
 

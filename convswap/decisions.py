@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,10 +73,16 @@ def placement(site: ConvSite) -> tuple[Any, ...]:
     return site.module.weight.device, site.module.weight.dtype
 
 
-def resolve_rules(decisions: Sequence[Decision]) -> list[Decision]:
+def resolve_rules(
+    decisions: Sequence[Decision], in_rule: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
+) -> list[Decision]:
     """The same with resolved options, those of each rule's convolutions together.
 
     Convolutions that are kept for what they share with others do not count, unless that is for the options themselves.
+
+    Args:
+        decisions: of all convolutions.
+        in_rule: what errors about the rule of this number are to pass through.
 
     Raises:
         ConvswapError: if a target finds that options do not fit the convolutions of a rule.
@@ -85,11 +92,12 @@ def resolve_rules(decisions: Sequence[Decision]) -> list[Decision]:
     for index, decision in enumerate(resolved):
         if decision.target is not None and decision.rule is not None:
             members.setdefault(decision.rule, []).append(index)
-    for indices in members.values():
+    for rule, indices in members.items():
         chosen = [resolved[index] for index in indices]
         target = chosen[0].target
         assert target is not None
-        options = target.resolve_all([one.site for one in chosen], [one.options for one in chosen])
+        with in_rule(rule):
+            options = target.resolve_all([one.site for one in chosen], [one.options for one in chosen])
         for index, own in zip(indices, options, strict=True):
             resolved[index] = replace(resolved[index], options=own, rule=None)
     return keep_tied_together(resolved)
@@ -125,9 +133,10 @@ def keep_tied_together(decisions: Iterable[Decision], compare_options: bool = Tr
                     changed = True
                     break
                 if decision.group is not None and partner.group != decision.group:
-                    note = f"shares nothing with its group: it has {other} in common with a layer that is not in it"
                     alone = members[decision.group] == 1
-                    current[name] = decision = replace(decision, group=None, note=None if alone else note)
+                    apart = f"shares nothing with its group: it has {other} in common with a layer that is not in it"
+                    note = "; ".join(filter(None, (decision.note, None if alone else apart))) or None
+                    current[name] = decision = replace(decision, group=None, note=note)
                     changed = True
     return list(current.values())
 

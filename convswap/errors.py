@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 
 class ConvswapError(Exception):
@@ -19,7 +20,11 @@ class PatternError(ConvswapError):
 
 
 class NothingToSwapError(ConvswapError):
-    """Every convolution would be kept."""
+    """Every convolution would be kept; ``reasons`` says how many for which reason."""
+
+    def __init__(self, message: str, reasons: Mapping[str, int] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.reasons = reasons
 
 
 class UnknownNameError(ConvswapError):

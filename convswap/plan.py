@@ -4,46 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
 
+from .choice import Choice, Swap, as_rules, check_rules, choose, converted_layers, in_rule, kept_all_the_same
 from .conv_classes import conversion_note, unknown_class_reason
-from .costs import Cost, CostOnDemand, conv_cost, known
+from .costs import Cost, CostOnDemand, conv_cost, geometry, known
 from .decisions import Decision, group_label, name_groups, placement, resolve_rules
-from .errors import ConvswapError, GuideError, NothingToSwapError, OptionError
+from .errors import GuideError, NothingToSwapError, OptionError
+from .formatting import shorten
 from .guide_nodes import further_input
 from .guides import Guides
-from .inputs import ExampleInputs, default_input_shape
-from .options import make_options, options_to_dict
+from .inputs import ExampleInputs, default_inputs
+from .options import options_to_dict
 from .sites import ConvSite, Trace
-from .targets import Target, get_target
+from .targets import Target
 from .targets.base import Fidelity
 from .trace import trace
-from .where import Where, matching
-
-
-@dataclass(frozen=True, init=False)
-class Swap:
-    """A rule: convert the convolutions that ``where`` chooses ``to`` a target with these options.
-
-    Attributes:
-        where: a glob on the qualified name (``*`` crosses dots), ``re:…``, ``!…`` to exclude, a function of the
-            `ConvSite`, or a list of these.
-        to: name of a target.
-        options: the target's options by their names.
-    """
-
-    where: Where
-    to: str
-    options: Mapping[str, Any]
-
-    def __init__(self, where: Where, to: str, **options: Any) -> None:
-        object.__setattr__(self, "where", where)
-        object.__setattr__(self, "to", to)
-        object.__setattr__(self, "options", options)
+from .where import Where
 
 
 @dataclass(frozen=True)
@@ -122,7 +103,8 @@ def plan(
 
     Args:
         model: any module; left as it is.
-        to: name of a target, or a `Swap`, or several, of which the first that matches a convolution decides.
+        to: name of a target, or a `Swap`, or several, of which the first that matches a convolution decides; see
+            `read_rules` for rules from a file.
         where: which convolutions; only with the name of a target.
         example_inputs: see `trace`. Without inputs, shapes and multiply-adds are unknown. Where options go by the order
             of execution, and the model's path by the data, a copy of the model is run on them.
@@ -130,47 +112,57 @@ def plan(
 
     Raises:
         NothingToSwapError: if every convolution would be kept, with the reasons.
-        PatternError: if a pattern matches nothing.
+        PatternError: if a pattern matches nothing, or rules before one take all that it matches.
         UnknownNameError, OptionError: for targets and options that do not exist, values that are not allowed.
         ModelError: if the model is wrapped, compiled or scripted.
     """
-    rules = _as_rules(to, where, options)
-    _resolved(rules)  # what is wrong with them is told before anything else is done
+    rules = as_rules(to, where, options)
+    check_rules(rules)  # what is wrong with them is told before anything else is done
     return plan_traced(trace(model, example_inputs), model, rules, example_inputs)
 
 
 def plan_traced(found: Trace, model: nn.Module, rules: Sequence[Swap], example_inputs: ExampleInputs = None) -> Plan:
     """What `plan` decides for a model that ``found`` is the trace of, with these inputs."""
-    resolved = _resolved(rules)
-    if any(target.lacks_order(found.sites, values) for target, values in resolved):
+    checked = check_rules(rules)
+    if any(target.lacks_order(found.sites, values) for target, values in filter(None, checked)):
         found = _with_order(found, model, example_inputs)
     if not found.sites:
-        others = "".join(f"\n  {other.name}: {other.reason}" for other in found.others[:5])
-        raise NothingToSwapError(f"{found.model} has no convolution to convert.{others}")
-    chosen = [matching(rule.where, found.sites) for rule in rules]
+        raise NothingToSwapError(_no_convolution(found, model))
+    choices = choose(rules, found.sites, model)
     guides = Guides(model, example_inputs)
     decided = []
-    for site in found.sites:
-        rule = next((i for i, names in enumerate(chosen) if site.name in names), None)
-        if rule is None:
-            decided.append(Decision(site, "not chosen by where"))
-        else:
-            decided.append(_decide(site, *resolved[rule], rule, guides))
-    steps = make_steps(name_groups(resolve_rules(decided)))
+    for site, choice in zip(found.sites, choices, strict=True):
+        to = None if choice.rule is None else checked[choice.rule]
+        if choice.rule is None or to is None:
+            decided.append(Decision(site, choice.reason))
+            continue
+        with in_rule(rules, choice.rule):
+            decided.append(_decide(site, *to, choice, guides))
+    decided = resolve_rules(decided, lambda rule: in_rule(rules, rule))
+    steps = make_steps(name_groups(_with_rules_of_kept(decided, rules, choices)))
     if not any(step.action == "swap" for step in steps):
-        raise NothingToSwapError(_nothing_to_swap(found, steps))
+        raise NothingToSwapError(_nothing_to_swap(found, steps), Counter(step.reason for step in steps))
     return Plan(found, steps)
 
 
-def _resolved(rules: Sequence[Swap]) -> list[tuple[Target, Any]]:
-    """The target of each rule, and its options."""
-    targets = [get_target(rule.to) for rule in rules]
-    return [(target, make_options(target, rule.options)) for target, rule in zip(targets, rules, strict=True)]
+def _with_rules_of_kept(
+    decisions: Sequence[Decision], rules: Sequence[Swap], choices: Sequence[Choice]
+) -> list[Decision]:
+    """The same, with a word about its rule where a convolution that one is to convert must be kept."""
+    pairs = list(zip(decisions, choices, strict=True))
+    busy = {choice.rule for decision, choice in pairs if decision.target is not None}
+    told = []
+    for decision, choice in pairs:
+        if decision.target is None and choice.rule is not None and not choice.keeps:
+            reason = kept_all_the_same(rules, choice.rule, decision.reason, idle=choice.rule not in busy)
+            decision = replace(decision, reason=reason)
+        told.append(decision)
+    return told
 
 
 def _with_order(found: Trace, model: nn.Module, example_inputs: ExampleInputs) -> Trace:
     """``found``, or the trace with a real pass if that tells more of the order of execution."""
-    if example_inputs is None and default_input_shape(model) is None:
+    if example_inputs is None and default_inputs(model) is None:
         return found
     real = trace(model, example_inputs, real_pass=True)
     known, then_known = (sum(site.ordered for site in made.sites) for made in (found, real))
@@ -180,11 +172,12 @@ def _with_order(found: Trace, model: nn.Module, example_inputs: ExampleInputs) -
 def make_steps(decisions: Sequence[Decision]) -> tuple[Step, ...]:
     """Steps of decided sites, with their costs."""
     costs: dict[Any, CostOnDemand] = {}
+    kept: dict[Any, int | None] = {}
     groups: set[Any] = set()
     steps = []
     for decision in decisions:
         group = (decision.target, decision.group, placement(decision.site)) if decision.group is not None else None
-        steps.append(_step(decision, costs, shares=group in groups))
+        steps.append(_step(decision, conv_cost(decision.site, kept), costs, shares=group in groups))
         if group is not None:
             groups.add(group)
     return tuple(steps)
@@ -211,18 +204,7 @@ def keep_reason(site: ConvSite) -> str | None:
     return unknown_class_reason(site.module)
 
 
-def _as_rules(to: str | Swap | Sequence[Swap], where: Where, options: Mapping[str, Any]) -> list[Swap]:
-    if isinstance(to, str):
-        return [Swap(where, to, **options)]
-    if options or where != "*":
-        raise ConvswapError("where and options belong into the Swap rules when rules are given")
-    rules: list[Swap] = [to] if isinstance(to, Swap) else list(to) if isinstance(to, list | tuple) else []
-    if not rules or not all(isinstance(rule, Swap) for rule in rules):
-        raise ConvswapError(f"to must be the name of a target, a Swap or a list of Swaps, got {to!r}")
-    return rules
-
-
-def _decide(site: ConvSite, target: Target, options: Any, rule: int, guides: Guides) -> Decision:
+def _decide(site: ConvSite, target: Target, options: Any, choice: Choice, guides: Guides) -> Decision:
     reason = keep_reason(site)
     if reason is None:
         reason = target.unsupported_reason(site, options)
@@ -233,8 +215,9 @@ def _decide(site: ConvSite, target: Target, options: Any, rule: int, guides: Gui
             reason = str(error)
     if reason is not None:
         return Decision(site, reason)
-    group = group_label(site, target, options, rule)
-    return Decision(site, "chosen by where", target, options, group, rule=rule)
+    assert choice.rule is not None
+    group = group_label(site, target, options, choice.rule)
+    return Decision(site, choice.reason, target, options, group, choice.note, choice.rule)
 
 
 def _with_guide_channels(site: ConvSite, options: Any, guides: Guides) -> Any:
@@ -252,9 +235,8 @@ def _with_guide_channels(site: ConvSite, options: Any, guides: Guides) -> Any:
     return replace(options, guide_channels=channels or options.guide_channels)
 
 
-def _step(decision: Decision, costs: dict[Any, CostOnDemand], shares: bool) -> Step:
+def _step(decision: Decision, before: Cost, costs: dict[Any, CostOnDemand], shares: bool) -> Step:
     site, target, options = decision.site, decision.target, decision.options
-    before = conv_cost(site)
     if target is None:
         return Step(site, "keep", decision.reason, None, None, None, before, before)
     return Step(
@@ -280,11 +262,7 @@ def _cost_after(
         shares: whether it is a further layer of a group, which has the parameters that are shared already.
     """
     conv = site.plain
-    geometry = (
-        *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation),
-        *(conv.groups, conv.padding_mode, conv.bias is None, conv.weight.dtype, conv.weight.requires_grad),
-    )
-    key = (target.name, repr(options_to_dict(options)), geometry, site.calls, site.batch, shares)
+    key = (target.name, repr(options_to_dict(options)), geometry(conv), site.calls, site.batch, shares)
     if key not in costs:
         try:
             if shares:
@@ -296,6 +274,15 @@ def _cost_after(
             reason = str(error).partition("\n")[0]
             raise OptionError(f"{site.name or 'the model'} cannot be converted to {target.name}: {reason}") from error
     return costs[key]
+
+
+def _no_convolution(found: Trace, model: nn.Module) -> str:
+    message = f"{found.model} has no convolution to convert."
+    layers = converted_layers(model)
+    if layers:
+        names = shorten([name or "the model itself" for name in layers], 3)
+        message += f" To convert again what conversions put there ({names}), make it plain first (revert, freeze)."
+    return message + "".join(f"\n  {other.name}: {other.reason}" for other in found.others[:5])
 
 
 def _nothing_to_swap(found: Trace, steps: Sequence[Step]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -150,11 +151,13 @@ def test_costs(to: str) -> None:
         assert step.after.multiply_adds == step.before.multiply_adds
         assert step.after.parameters == sum(parameter.numel() for parameter in layer.parameters())
         assert step.after.kernel_bytes == 0
+        image = sum(math.prod(call.input_shape) for call in step.site.calls) * layer.weight.element_size()
         assert step.before.activation_bytes is not None
         assert step.after.activation_bytes is not None
-        assert step.after.activation_bytes >= step.before.activation_bytes
+        assert step.before.activation_bytes >= image
+        assert step.after.activation_bytes >= image
         if to in ("padding_free", "extrapolated"):  # the extended image is made anew in the backward pass
-            assert step.after.activation_bytes == step.before.activation_bytes
+            assert step.after.activation_bytes == image
         grown = 1 if to != "explicit_boundary" else len(layer.boundary_distances) + 1
         assert step.after.parameters == grown * step.before.parameters
     kernels = {"zeros": 9, "reflect": 25, "replicate": 3, "circular": 9, "same": 25, "dynamic_same": 9}
@@ -180,7 +183,9 @@ def test_one_and_three_axes(dims: int) -> None:
     assert type(new[0]) is {1: PaddingFreeConv1d, 3: PaddingFreeConv3d}[dims]
     axes = f"{dims} spatial {'axis' if dims == 1 else 'axes'}"
     for to in set(LAYERS) - {"padding_free"}:
-        with pytest.raises(NothingToSwapError, match=rf"it has {axes}, and {to} layers have 2"):
+        with pytest.raises(
+            NothingToSwapError, match=rf"it has {axes}, and {to} layers have 2: use to=\"padding_free\""
+        ):
             convswap.plan(model, to)
 
 
@@ -539,3 +544,20 @@ def test_converting_and_freezing_on_the_command_line(tmp_path: Path, capsys: pyt
     loaded = [convswap.load(path, trust_source=True).eval() for path in (new, frozen)]
     assert [type(each.conv2) for each in loaded] == [PaddingFreeConv2d, PaddedConv2d]
     assert relative_error(*(each(X.float()) for each in loaded)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("to", "options"),
+    [
+        ("explicit_boundary", {}),
+        ("padding_free", {"train_edge_kernel": True}),
+        ("extrapolated", {"train_edge_kernel": True}),
+    ],
+)
+def test_planned_and_converted_in_inference_mode(to: str, options: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    with torch.inference_mode():
+        plan = convswap.plan(net, to, example_inputs=(3, 9, 9), **options)
+        made = convswap.convert(net, to, **options)
+    assert plan.steps[0].after == convswap.plan(net, to, example_inputs=(3, 9, 9), **options).steps[0].after
+    assert not any(parameter.is_inference() for parameter in made.parameters())

@@ -124,7 +124,7 @@ def test_reasons_name_the_target_to_use(to: str, name: str, words: str) -> None:
 @every_target
 def test_other_dimensions_are_kept(to: str) -> None:
     for conv, words in ((nn.Conv1d(2, 2, 1, groups=2), "1 spatial axis"), (nn.Conv3d(2, 2, 3), "3 spatial axes")):
-        with pytest.raises(NothingToSwapError, match=f"it has {words}, and guided layers have 2"):
+        with pytest.raises(NothingToSwapError, match=f'it has {words}, and guided layers have 2: use to="dynamic"'):
             convswap.plan(nn.Sequential(conv), to)
 
 

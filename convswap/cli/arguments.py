@@ -11,23 +11,33 @@ from torch import nn
 
 from ..atomic import check_writable, write_text
 from ..checkpoint import load_into, read_state_dict
+from ..choice import Swap
 from ..errors import ConvswapError, OptionError
 from ..files import FileInfo, is_converted_file, load, read_info
 from ..options import code_named_by, parse_assignment
 from ..report import Report
+from ..rules import read_rules
 from ..sources import Source, build_model, parse_source
 from .errors import UsageError
 
 REPORT_FORMS = {".html": Report.to_html, ".md": Report.to_markdown, ".json": Report.to_json, ".txt": Report.__str__}
 
 
-def add_rule(parser: argparse.ArgumentParser) -> None:
-    """``--to``, ``--where`` and ``--option``."""
-    parser.add_argument("--to", required=True, metavar="TARGET", help="what to convert to (see: convswap targets)")
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """``--to``, ``--where`` and ``--option``, or ``--rules``; and ``--trust-source``, for the code that rules name."""
+    either = parser.add_mutually_exclusive_group(required=True)
+    either.add_argument("--to", metavar="TARGET", help="what to convert to (see: convswap targets)")
+    either.add_argument(
+        "--rules",
+        type=Path,
+        metavar="FILE",
+        help="several rules, in a TOML file: [[swap]] tables of where, to, options",
+    )
     add_where(parser)
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the target; may be repeated"
     )
+    add_trust(parser)
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +111,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-source",
         action="store_true",
-        help="import and run the code that a converted file names; it can do whatever you can, so trust who wrote both",
+        help="import and run the code that a file names; it can do whatever you can, so trust who wrote both",
     )
 
 
@@ -132,9 +142,23 @@ def _assignment(text: str) -> tuple[str, Any]:
         raise UsageError(str(error)) from error
 
 
-def rule(parsed: argparse.Namespace) -> tuple[str, Any, dict[str, Any]]:
-    """Target, where and options as ``plan`` and ``convert`` take them."""
-    return parsed.to, parsed.where or "*", assignments(parsed.option)
+def rules(parsed: argparse.Namespace) -> tuple[Swap, ...]:
+    """The rules as ``plan`` and ``convert`` take them.
+
+    Raises:
+        UsageError: if ``--where`` or ``--option`` is given beside a file of rules, or is named as an option.
+        ConvswapError: if something is wrong with that file.
+    """
+    if parsed.rules is not None:
+        for name in ("where", "option"):
+            if getattr(parsed, name):
+                raise UsageError(f"--{name} goes with --to: in {parsed.rules} each [[swap]] table has its own")
+        return read_rules(parsed.rules, trust_source=parsed.trust_source)
+    options = assignments(parsed.option)
+    for name in ("where", "to"):
+        if name in options:
+            raise UsageError(f"{name} is no option of a target: give --{name}")
+    return (Swap(parsed.where or "*", parsed.to, **options),)
 
 
 def example_inputs(parsed: argparse.Namespace) -> tuple[int, ...] | None:

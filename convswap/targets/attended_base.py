@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 from ..errors import OptionError, PatternError
 from ..sites import ConvSite, in_known_order
 from ..where import matching
-from .base import Fidelity, Target
+from .base import Fidelity, Target, axes_reason
 
 Kernels: TypeAlias = int | tuple[int, ...] | Mapping[str, int]
 """One number for all convolutions; one for each that the rule converts, in the order of execution; or by name."""
@@ -81,11 +81,8 @@ class AttendedTarget(Target):
         return [replace(own, kernels=number) for own, number in zip(resolved, kernels, strict=True)]
 
     def unsupported_reason(self, site: ConvSite, options: Any) -> str | None:
-        if site.dims not in self.layers:
-            axes = f"{site.dims} spatial {'axis' if site.dims == 1 else 'axes'}"
-            return f"it has {axes}, and {self.name} layers have {' or '.join(map(str, self.layers))}"
-        reason: str | None = self.layers[site.dims].unsupported_reason(site.plain)
-        return reason
+        reason = axes_reason(site, self.name, self.layers, "dynamic")
+        return reason or self.layers[site.dims].unsupported_reason(site.plain)
 
     def fidelity(self, site: ConvSite, options: Any) -> Fidelity:
         return "exact"

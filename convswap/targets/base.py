@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -95,6 +95,11 @@ class Target(ABC):
             generator: the source of random starts, on the CPU.
 
         A layer that keeps tensors of ``conv`` itself is copied, so that the original model stays as it is.
+
+        `convswap.revert` turns a layer back that has a method ``revert()``, without arguments: it returns a convolution
+        of torch's with the geometry of ``conv``, and raises a ``ValueError`` with the reason where there is none. It
+        must do so on the meta device too, and after changes of the parameters. A method ``lost_by_reverting()`` may
+        return a `convswap.layers.reverted.Lost`, for the report.
         """
 
     def compared_kernels(self, conv: Conv, layer: nn.Module) -> tuple[Tensor, Tensor] | None:
@@ -124,3 +129,18 @@ class Target(ABC):
         To be overridden along with `group`. Parameters that several layers hold stay one in copies and files.
         """
         return [self.build(conv, options, generator) for conv in convs]
+
+
+def axes_reason(site: ConvSite, layers: str, axes: Collection[int], instead: str) -> str | None:
+    """Why ``layers``, which have these numbers of spatial axes, cannot take the place of a convolution, or None.
+
+    Args:
+        site: the convolution.
+        layers: what to call them.
+        axes: the numbers that they have.
+        instead: the target to use where they cannot.
+    """
+    if site.dims in axes:
+        return None
+    own = f"{site.dims} spatial {'axis' if site.dims == 1 else 'axes'}"
+    return f'it has {own}, and {layers} layers have {" or ".join(map(str, axes))}: use to="{instead}"'

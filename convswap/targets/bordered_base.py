@@ -9,11 +9,10 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import nn
 
-from ..conv_classes import Conv
-from ..layers._geometry import effective_size, normalise_padding, pad_widths
+from ..conv_classes import Conv, padding_widths
 from ..layers.extrapolation import noise_gain
 from ..sites import ConvSite
-from .base import Fidelity, Target
+from .base import Fidelity, Target, axes_reason
 
 Sides: TypeAlias = Sequence[tuple[int, int]]
 """A number before and one after each axis, first axis first."""
@@ -33,11 +32,8 @@ class BorderedTarget(Target):
     layers: ClassVar[Mapping[int, Any]]
 
     def unsupported_reason(self, site: ConvSite, options: Any) -> str | None:
-        if site.dims not in self.layers:
-            axes = f"{site.dims} spatial {'axis' if site.dims == 1 else 'axes'}"
-            return f"it has {axes}, and {self.name} layers have {' or '.join(map(str, self.layers))}"
-        reason: str | None = self.layers[site.dims].unsupported_reason(site.plain)
-        return reason or _unpadded_reason(site)
+        reason = axes_reason(site, self.name, self.layers, "padding_free")
+        return reason or self.layers[site.dims].unsupported_reason(site.plain) or _unpadded_reason(site)
 
     def fidelity(self, site: ConvSite, options: Any) -> Fidelity:
         return "interior"
@@ -50,7 +46,7 @@ class BorderedTarget(Target):
 
 def widest(conv: Conv) -> list[tuple[int, int]]:
     """The pixels that are added before and after each axis: the most, where that depends on the size of the image."""
-    return _widths(conv, (1,) * len(conv.kernel_size))
+    return padding_widths(conv, (1,) * len(conv.kernel_size))
 
 
 def too_few_pixels(site: ConvSite, orders: Callable[[Sides], Sides]) -> tuple[int, tuple[int, ...], int] | None:
@@ -62,7 +58,7 @@ def too_few_pixels(site: ConvSite, orders: Callable[[Sides], Sides]) -> tuple[in
         site: as far as the sizes of its inputs are known.
         orders: those of each side for the widths of its padding.
     """
-    maps = {size: _widths(site.plain, size) for size in (call.input_shape[-site.dims :] for call in site.calls)}
+    maps = {size: padding_widths(site.plain, size) for size in (call.input_shape[-site.dims :] for call in site.calls)}
     fewest = min(
         (n for size, widths in maps.items() for n, pads in zip(size, widths, strict=True) if any(pads)), default=0
     )
@@ -85,18 +81,12 @@ def listed(values: Sequence[int]) -> str:
     return str(values[0]) if len(set(values)) == 1 else f"({', '.join(map(str, values))})"
 
 
-def _widths(conv: Conv, size: tuple[int, ...]) -> list[tuple[int, int]]:
-    dims = len(conv.kernel_size)
-    window = effective_size(tuple(conv.kernel_size), tuple(conv.dilation))
-    return pad_widths(normalise_padding(conv.padding, dims), window, tuple(conv.stride), size)
-
-
 def _unpadded_reason(site: ConvSite) -> str | None:
     """Why there is no border, or None. TensorFlow's SAME pads images of some sizes only."""
     if not any(map(any, widest(site.plain))):
         return NO_BORDER
     sizes = {call.input_shape[-site.dims :]: None for call in site.calls}
-    if not sizes or any(any(pair) for size in sizes for pair in _widths(site.plain, size)):
+    if not sizes or any(any(pair) for size in sizes for pair in padding_widths(site.plain, size)):
         return None
     shown = " and ".join("×".join(map(str, size)) for size in sizes)
     return f"at {shown} pixels {NO_BORDER}: give example_inputs of another size if it is for others too"

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..conv_classes import Conv
+from ..conv_classes import Conv, padding_widths
 from ..errors import OptionError
 from ..formatting import sizes
 from ..layers import Dcls1d, Dcls2d, Dcls3d
-from ..layers._geometry import effective_size, normalise_padding, pad_widths
+from ..layers._geometry import effective_size
 from ..layers.dcls_grid import default_dilated_kernel_size
 from ..layers.dcls_shared import layers_with_shared_positions
 from ..sites import ConvSite
@@ -121,7 +121,7 @@ class Dcls(Target):
         limit_off = conv.padding_mode == "reflect"
         for call in site.calls:
             maps = call.input_shape[-site.dims :]
-            widths = pad_widths(normalise_padding(conv.padding, site.dims), window, tuple(conv.stride), maps)
+            widths = padding_widths(conv, maps)
             for (_, after), size, extent, pixels in zip(widths, sizes, window, maps, strict=True):
                 grown = after + (size - extent) // 2
                 if grown > pixels - limit_off:

@@ -67,7 +67,7 @@ class Dynamic(AttendedTarget):
     layers: ClassVar[Mapping[int, Any]] = {1: DynamicConv1d, 2: DynamicConv2d, 3: DynamicConv3d}
 
     def unsupported_reason(self, site: ConvSite, options: DynamicOptions) -> str | None:
-        return first_reason(site, options.convert_first) or super().unsupported_reason(site, options)
+        return super().unsupported_reason(site, options) or first_reason(site, options.convert_first)
 
     def build(self, conv: Conv, options: DynamicOptions, generator: torch.Generator | None) -> nn.Module:
         dims = len(conv.kernel_size)

@@ -76,9 +76,10 @@ class GuidedChannelWise(GuidedTarget):
 
     def geometry_reason(self, site: ConvSite) -> str | None:
         if site.module.groups != site.module.in_channels:
+            other = "guided_pointwise" if max(site.module.kernel_size) == 1 else "guided_separable"
             return (
                 f"it mixes channels (groups={site.module.groups}), which a kernel for each channel does not: use "
-                'to="guided", "guided_local" or "guided_separable"'
+                f'to="guided", "guided_local" or "{other}"'
             )
         return None
 

@@ -16,7 +16,7 @@ from ..formatting import count, sizes
 from ..guide_nodes import check_guide
 from ..layers import HypernetConv2d
 from ..sites import ConvSite
-from .base import Fidelity, Target
+from .base import Fidelity, Target, axes_reason
 from .own_net import OwnNet
 
 _HYPERNET = OwnNet("hypernet", "guide_channels", "a guide", 2, "(B, {hidden}) or (B, {hidden}, h, w)", axes=(2, 4))
@@ -77,9 +77,7 @@ class GuidedTarget(Target):
         return replace(options, guide_channels=site.module.in_channels) if options.guide is None else options
 
     def unsupported_reason(self, site: ConvSite, options: GuidedOptions) -> str | None:
-        if site.dims != 2:
-            return f"it has {site.dims} spatial {'axis' if site.dims == 1 else 'axes'}, and guided layers have 2"
-        reason = self.geometry_reason(site)
+        reason = axes_reason(site, "guided", (2,), "dynamic") or self.geometry_reason(site)
         if reason is None:
             reason = self.layer.unsupported_reason(site.plain, **self.layer_options(options))
         if reason is None and options.guide is None and options.guide_channels not in (None, site.module.in_channels):

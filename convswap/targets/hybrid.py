@@ -13,7 +13,7 @@ from ..formatting import count, sizes
 from ..layers import PatchDynamicConv2d
 from ..layers.patch_dynamic_predictors import predictor_numbers
 from ..sites import ConvSite
-from .base import Fidelity, Target
+from .base import Fidelity, Target, axes_reason
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Hybrid(Target):
 
     def unsupported_reason(self, site: ConvSite, options: HybridOptions) -> str | None:
         conv: Any = site.plain
-        reason = PatchDynamicConv2d.unsupported_reason(conv)
+        reason = axes_reason(site, self.name, (2,), "dynamic") or PatchDynamicConv2d.unsupported_reason(conv)
         if reason is not None:
-            return f"{reason}: kernels are predicted for the patches of images"
+            return reason
         if options.max_parameter_bytes is None:
             return None
         features = conv.weight[0].numel()

@@ -53,7 +53,7 @@ class ODConv(AttendedTarget):
     layers: ClassVar[Mapping[int, Any]] = {2: ODConv2d}
 
     def unsupported_reason(self, site: ConvSite, options: ODConvOptions) -> str | None:
-        return first_reason(site, options.convert_first) or super().unsupported_reason(site, options)
+        return super().unsupported_reason(site, options) or first_reason(site, options.convert_first)
 
     def build(self, conv: Conv, options: ODConvOptions, generator: torch.Generator | None) -> nn.Module:
         return ODConv2d.from_conv(

@@ -9,6 +9,9 @@ from .base import Target
 
 ENTRY_POINT_GROUP = "convswap.targets"
 
+KEEP = "keep"
+"""What a rule says in place of a target's name where convolutions are to stay as they are."""
+
 _targets: dict[str, Target] = {}
 _broken: dict[str, str] = {}
 _searched = False
@@ -19,11 +22,13 @@ def register(target: Target) -> None:
 
     Raises:
         TypeError: if it is no instance of `Target`.
-        OptionError: if another target has this name.
+        OptionError: if another target has this name, or it is what rules have for keeping a convolution.
     """
     if not isinstance(target, Target):
         hint = ": pass an instance, not the class" if isinstance(target, type) else ""
         raise TypeError(f"register takes an instance of convswap.targets.Target, got {target!r}{hint}")
+    if target.name == KEEP:
+        raise OptionError(f"no target can be called {KEEP!r}: in a rule, that is to keep what the rule chooses")
     known = _targets.get(target.name)
     if known is not None and type(known) is not type(target):
         raise OptionError(f"there is a target {target.name!r} already ({type(known).__module__})")

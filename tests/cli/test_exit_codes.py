@@ -42,7 +42,7 @@ def as_process(*arguments: object, **environment: str) -> subprocess.CompletedPr
     [
         ((), "arguments are required: command"),
         (("convrt",), "invalid choice: 'convrt'"),
-        (("plan", NET), "required: --to"),
+        (("plan", NET), "one of the arguments --to --rules is required"),
         (("plan", "--to", "dynamic"), "required: model"),
         (("convert", "net.pth", "--to", "dynamic"), "required: --out"),
         (("plan", NET, "--to", "dynamic", "--input-size", "big"), "invalid int value: 'big'"),

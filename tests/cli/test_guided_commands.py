@@ -95,7 +95,7 @@ def test_files_without_code_need_no_trust(cli: Cli, tmp_path: Path, out: Path, n
 
 def test_help_warns_of_what_trust_means(cli: Cli) -> None:
     text = " ".join(cli("convert", "--help").out.split())
-    assert "import and run the code that a converted file names; it can do whatever you can" in text
+    assert "import and run the code that a file names; it can do whatever you can" in text
 
 
 def test_costs_that_only_numbers_tell_are_unknown(cli: Cli, out: Path, checkpoint: Path) -> None:
