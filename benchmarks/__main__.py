@@ -13,6 +13,7 @@ import torchvision
 
 from . import (
     conversion,
+    costs,
     dcls,
     dcls_construction,
     dcls_sparse,
@@ -39,6 +40,8 @@ def lines() -> Iterator[str]:
     for title, rows in (
         ("What a conversion costs", conversion.conversion_rows()),
         ("Tracing and planning grow linearly", conversion.tracing_rows()),
+        ("Planning, reporting and converting a deep model", conversion.planning_rows()),
+        ("Costs that plans tell, against what converted models do", costs.rows()),
         ("DCLS", dcls.rows()),
         ("Construction of DCLS kernels", dcls_construction.rows()),
         ("Depthwise convolution with large kernels", large_depthwise.rows()),

@@ -1,13 +1,14 @@
 """What a conversion costs: ``python -m benchmarks.conversion``.
 
-``convert`` against a deep copy of the model plus the building of the new layers, which nothing can avoid; and how
-tracing grows with the depth of a model.
+``convert`` against a deep copy of the model plus the building of the new layers, which nothing can avoid; how tracing
+grows with the depth of a model; and what planning and reporting cost for each target, in a deep one.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 import torchvision
@@ -15,6 +16,7 @@ from torch import nn
 
 import convswap
 from convswap.rewrite import build_layers
+from convswap.targets import all_targets
 
 from .timing import table_row, times
 
@@ -60,13 +62,47 @@ def tracing_rows(rounds: int = 3) -> Iterator[str]:
         yield table_row([str(depth), *cells])
 
 
-def _block() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+def planning_rows(depth: int = 500, rounds: int = 3) -> Iterator[str]:
+    """Seconds of the processor for a model of ``depth`` convolutions that are all swapped, costs and report included.
+
+    Other processes on a busy machine add nothing to these.
+    """
+    yield table_row([f"{depth} convolutions to", "plan, s of CPU", "plan and report, s of CPU", "convert, s of CPU"])
+    yield table_row(["---"] + ["---:"] * 3)
+    for to in all_targets():
+        made = [_block(_WITHOUT_OTHER_TAPS.get(to, {})) for _ in range(depth)]
+        model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), *made)
+        chosen = {"to": to, "where": "!0", "example_inputs": (8, 14, 14)}
+        runs: dict[str, Callable[[], object]] = {
+            "plan": lambda model=model, chosen=chosen: convswap.plan(model, **chosen),  # type: ignore[misc]
+            "report": lambda model=model, chosen=chosen: str(convswap.plan(model, **chosen)),  # type: ignore[misc]
+            "convert": lambda model=model, chosen=chosen: convswap.convert(model, **chosen),  # type: ignore[misc]
+        }
+        assert len(convswap.plan(model, **chosen).swaps) == depth  # type: ignore[arg-type]
+        yield table_row([to, *(f"{min(_of_processor(run) for _ in range(rounds)):.2f}" for run in runs.values())])
+
+
+_WITHOUT_OTHER_TAPS = {
+    "guided_pointwise": {"kernel_size": 1, "padding": 0},
+    "guided_channelwise": {"groups": 8},
+}
+"""What the convolutions must be like for targets that take no others."""
+
+
+def _of_processor(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def _block(geometry: dict[str, int] | None = None) -> nn.Module:
+    conv = nn.Conv2d(8, 8, **{"kernel_size": 3, "padding": 1, **(geometry or {})})  # type: ignore[arg-type]
+    return nn.Sequential(conv, nn.BatchNorm2d(8), nn.ReLU())
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    for rows in (conversion_rows(), tracing_rows()):
+    for rows in (conversion_rows(), tracing_rows(), planning_rows()):
         for row in rows:
             print(row, flush=True)
         print()

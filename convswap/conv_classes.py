@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ConvswapError
-from .layers._geometry import effective_size
+from .layers._geometry import effective_size, normalise_padding, pad_widths
 from .layers.frozen import StridedSameConv1d, StridedSameConv2d, StridedSameConv3d
 from .layers.padded import PaddedConv
 
@@ -48,6 +48,12 @@ def plain_on_meta(conv: Conv) -> Conv:
         return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
 
     return _carrier(conv, emptied(conv.weight), emptied(conv.bias))
+
+
+def padding_widths(conv: Conv, size: Sequence[int]) -> list[tuple[int, int]]:
+    """Pixels that a plain convolution adds before and after each axis of an input of this spatial size."""
+    window = effective_size(conv.kernel_size, conv.dilation)
+    return pad_widths(normalise_padding(conv.padding, len(window)), window, conv.stride, size)
 
 
 def conversion_note(conv: Conv) -> str | None:
@@ -164,6 +170,9 @@ def _carrier(conv: Conv, weight: nn.Parameter | None, bias: Tensor | None) -> Co
     )
     carrier.padding_mode = conv.padding_mode  # which may be one that torch does not have
     carrier.padding = "same" if _class_path(conv) in _WEIGHTS and _pads_to_same(conv) else conv.padding
+    if isinstance(carrier.padding, str | tuple):  # else it is refused
+        # Of paddings other than zeros, torch runs what it has noted at construction.
+        carrier._reversed_padding_repeated_twice = _padding_that_runs(carrier)
     carrier.weight = weight
     carrier.bias = bias
     plain: Conv = carrier.train(conv.training)

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .conv_classes import CONVS, Conv, unknown_class_reason
 from .layers import ConvLayer, HypernetConv2d
 from .layers.ops._define import register_flop_formulas
 from .modules import evaluation_mode
 from .sites import ConvCall, ConvSite
-from .throwaway import untouched_randomness
+from .throwaway import throwaway_copy, untouched_randomness
 
 
 @dataclass(frozen=True)
@@ -40,17 +42,56 @@ class Cost:
     kernel_bytes: int | None = None
 
 
-def conv_cost(site: ConvSite) -> Cost:
-    """What the convolution of ``site`` costs as it is. It keeps its input for the backward pass."""
-    if nn.parameter.is_lazy(site.module.weight):
+def conv_cost(site: ConvSite, seen: dict[Any, int | None] | None = None) -> Cost:
+    """What the convolution of ``site`` costs as it is.
+
+    Args:
+        site: the convolution.
+        seen: what has been found out about others of a model, and is added to.
+    """
+    # To ask for a parametrised weight computes it, and may change buffers, as spectral_norm does.
+    if not site.parametrised and nn.parameter.is_lazy(site.module.weight):
         return Cost(0, 0, None, None, 0)
-    item = site.module.weight.element_size()
-    kept = sum(math.prod(call.input_shape) for call in site.calls) * item // site.batch
-    return Cost(*_parameters(site.module), site.multiply_adds, kept if site.calls else None, 0)
+    return Cost(*_parameters(site.module), site.multiply_adds, _kept_of_seen(site, seen) if site.calls else None, 0)
+
+
+def geometry(conv: Conv) -> tuple[Any, ...]:
+    """What makes a plain convolution, but for its numbers."""
+    return (
+        *(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation),
+        *(conv.groups, conv.padding_mode, conv.bias is None, conv.weight.dtype, conv.weight.requires_grad),
+    )
+
+
+def _kept_of_seen(site: ConvSite, seen: dict[Any, int | None] | None) -> int | None:
+    """`_kept_by_conv`, asked once of convolutions that are alike. Code of the user's may go by anything."""
+    conv = site.module
+    if seen is None or site.parametrised or "forward" in conv.__dict__ or unknown_class_reason(conv) is not None:
+        return _kept_by_conv(site)
+    key = (type(conv), geometry(conv), site.calls, site.batch)
+    if key not in seen:
+        seen[key] = _kept_by_conv(site)
+    return seen[key]
+
+
+def _kept_by_conv(site: ConvSite) -> int | None:
+    """Bytes that the convolution keeps of one sample: its input, unless code of its own pads it or makes a weight."""
+    conv = site.module
+    if type(conv) in CONVS and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        numbers = sum(math.prod(call.input_shape) for call in site.calls)
+        return numbers * conv.weight.element_size() // site.batch
+    mode = FakeTensorMode()
+    try:
+        with untouched_randomness(), mode:
+            copied = throwaway_copy(conv, mode).eval()
+            shapes = [(_samples(call, site.batch), *call.input_shape[1:]) for call in site.calls]
+            return sum(_forward_pass(copied, shape)[1] for shape in shapes)
+    except Exception:  # a class of the user's own may do what only numbers can tell
+        return None
 
 
 class CostOnDemand:
-    """The cost of a layer on the meta device, found out when it is first asked for.
+    """The cost of ``layer``, which is on the meta device, found out when it is first asked for.
 
     Copied and pickled as the plain `Cost` it stands for.
     """
@@ -67,20 +108,20 @@ class CostOnDemand:
             besides: a layer whose parameters are not counted again where this one shares them.
         """
         self.parameters, self.parameter_bytes = _parameters(layer, besides)
-        self._layer, self._calls, self._batch = layer, calls, batch
+        self.layer, self._calls, self._batch = layer, calls, batch
 
     @cached_property
     def cost(self) -> Cost:
         """The cost of the layer when it is called with the inputs of the convolution's calls, in evaluation mode."""
-        kernel_bytes = generated_bytes(self._layer, self._calls, self._batch)
+        kernel_bytes = generated_bytes(self.layer, self._calls, self._batch)
         unknown = Cost(self.parameters, self.parameter_bytes, None, None, kernel_bytes)
         if not self._calls:
             return unknown
         multiply_adds = activation_bytes = 0
         try:
-            with evaluation_mode(self._layer), untouched_randomness():
+            with evaluation_mode(self.layer), untouched_randomness():
                 for call in self._calls:
-                    flops, kept = _run_on_meta(self._layer, (_samples(call, self._batch), *call.input_shape[1:]))
+                    flops, kept = _forward_pass(self.layer, (_samples(call, self._batch), *call.input_shape[1:]))
                     multiply_adds += flops // 2
                     activation_bytes += kept
         except Exception:  # hypernets and layers of the user's own may branch on numbers, or hold tensors of a device
@@ -139,8 +180,11 @@ def _parameters(module: nn.Module, besides: nn.Module | None = None) -> tuple[in
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
 
 
-def _run_on_meta(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
-    """FLOPs of a forward pass, and bytes of the tensors saved for the backward pass that are no parameters."""
+def _forward_pass(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
+    """FLOPs of a forward pass, and bytes of the tensors saved for the backward pass that are no parameters.
+
+    Of a layer whose tensors are fake, or on the meta device: nothing is computed.
+    """
     parameter = next(layer.parameters())
     own = {held.untyped_storage()._cdata for held in layer.parameters()}
     saved: dict[int, int] = {}
@@ -157,7 +201,7 @@ def _run_on_meta(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, i
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         _FlopCounter() as counter,
     ):
-        empty = partial(torch.empty, dtype=parameter.dtype, device="meta", requires_grad=True)
+        empty = partial(torch.empty, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
         guides = []
         if isinstance(layer, HypernetConv2d) and layer.guide is not None:
             guides.append(empty((input_shape[0], layer.guide_channels, *input_shape[2:])))

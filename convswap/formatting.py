@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .freeze_report import Distance
     from .report import Report
     from .verification import LayerCheck, Verification
 
@@ -45,8 +46,11 @@ def headline(report: Report) -> str:
     for step in report.swaps:
         targets[str(step.target)] = targets.get(str(step.target), 0) + 1
     done = ", ".join(f"{number} to {target}" for target, number in targets.items()) or "none"
-    frozen = len(report.frozen())
-    then = f", {frozen} frozen" if frozen else ""
+    then = "".join(
+        f", {len(layers)} {done}"
+        for done, layers in (("frozen", report.frozen()), ("reverted", report.reverted()))
+        if layers
+    )
     return f"{report.model}: {len(report.swaps)} of {len(report.steps)} convolutions converted ({done}{then})"
 
 
@@ -91,6 +95,12 @@ def notes(report: Report) -> dict[str, list[str]]:
     return found
 
 
+def _error_shown(error: Distance | None) -> list[str]:
+    if error is None:
+        return []
+    return [f"{error.greatest:.1e}" if error.compared else "nothing to compare"]
+
+
 def further_columns(report: Report) -> dict[str, dict[str, str]]:
     """What only some reports know of the layers: for each heading, text by the layer's name. None of them is empty."""
     generated = {step.name: step.after.kernel_bytes for step in report.swaps}
@@ -100,8 +110,10 @@ def further_columns(report: Report) -> dict[str, dict[str, str]]:
             step.name: f"{step.kernel_error.relative:.1e}" for step in report.swaps if step.kernel_error is not None
         },
         "frozen": {
-            name: layer.fidelity if layer.error is None else f"{layer.fidelity}, {layer.error.greatest:.1e}"
-            for name, layer in report.frozen().items()
+            name: ", ".join([layer.fidelity, *_error_shown(layer.error)]) for name, layer in report.frozen().items()
+        },
+        "reverted": {
+            name: ", ".join([layer.fidelity, *_error_shown(layer.error)]) for name, layer in report.reverted().items()
         },
         **({} if report.verification is None else _check_columns(report.verification)),
     }

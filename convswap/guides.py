@@ -27,7 +27,7 @@ from .guide_nodes import (
     placeholders,
     usable,
 )
-from .inputs import ExampleInputs, as_call, default_input_shape, is_shape, make_inputs
+from .inputs import ExampleInputs, as_call, default_inputs, is_shape, make_inputs
 from .regions import TracedRegion
 from .routing import routed_parts
 from .sites import ConvSite
@@ -152,7 +152,7 @@ class Guides:
             copied = throwaway_copy(model, mode)
             regions = [part.region for part in routed_parts(copied, opaque_modules(model), everything=True)]
             if inputs is None:
-                inputs = default_input_shape(model)
+                inputs = default_inputs(model)
             values: Values = {}
             for training in (False, True):
                 if inputs is not None and (not training or any(region.training for region in regions)):

@@ -67,6 +67,28 @@ def _positive(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
+def default_inputs(model: nn.Module, seed: int = 0) -> ExampleInputs:
+    """What to run ``model`` on if nothing is given, or None if nothing is known.
+
+    The shape that `default_input_shape` gives; a list of one image for torchvision's detection models, which bring it
+    to their own size; and two frames for its models of optical flow. Images and frames are drawn from ``seed``, and the
+    global random state is left alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    family = next(filter(None, map(_torchvision_family, type(model).__mro__)), None)
+    if family == "detection" and hasattr(model, "transform"):  # not a part of such a model
+        return [make_inputs(model, (3, 320, 320), generator=generator)[0]]
+    if family == "optical_flow" and type(model).__name__ == "RAFT":
+        return tuple(make_inputs(model, (3, 128, 128), generator=generator) for _ in range(2))
+    return default_input_shape(model)
+
+
+def _torchvision_family(kind: type) -> str | None:
+    """The folder or file of torchvision's models that a class is from, or None if it is not from there."""
+    library, found, module = kind.__module__.partition("torchvision.models.")
+    return module.split(".")[0] if found and not library else None
+
+
 def default_input_shape(model: nn.Module) -> tuple[int, ...] | None:
     """Shape of one sample as timm's or torchvision's own configuration has it, or None if there is none."""
     for attribute in ("pretrained_cfg", "default_cfg"):
@@ -74,15 +96,15 @@ def default_input_shape(model: nn.Module) -> tuple[int, ...] | None:
         if isinstance(config, Mapping) and config.get("input_size"):
             return tuple(config["input_size"])
     for kind in type(model).__mro__:
-        if kind.__module__.startswith("torchvision.models."):
-            return _torchvision_shape(kind.__module__.removeprefix("torchvision.models."), kind.__name__)
+        family = _torchvision_family(kind)
+        if family is not None:
+            return _torchvision_shape(family, kind.__name__)
     return None
 
 
-def _torchvision_shape(module: str, class_name: str) -> tuple[int, ...] | None:
-    family = module.split(".")[0]
+def _torchvision_shape(family: str, class_name: str) -> tuple[int, ...] | None:
     if family in ("detection", "optical_flow"):
-        return None  # a list of images with targets, a pair of images: nothing to be guessed
+        return None  # a list of images, two frames: see `default_inputs`
     if family == "video":
         return (3, 16, 224, 224) if class_name in ("MViT", "SwinTransformer3d", "S3D") else (3, 16, 112, 112)
     if class_name == "Inception3":

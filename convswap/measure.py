@@ -11,7 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
@@ -55,11 +59,13 @@ def measure(
     """
     result = Measurement()
     args, kwargs = inputs
+    images = None
     tensors: list[Tensor] = []
     tree_map_only(Tensor, tensors.append, (args, kwargs))
     if tensors:
         result.input_shape = tuple(tensors[0].shape)
         result.batch = max(1, tensors[0].shape[0]) if tensors[0].dim() else 1
+        images = _length_of_list((*args, *kwargs.values()), tensors[0])
     # Clones, as the model's code may change its input in place.
     args, kwargs = tree_map_only(Tensor, Tensor.clone if mode is None else mode.from_tensor, (args, kwargs))
     watch = _Watch(model, convs, result)
@@ -71,10 +77,32 @@ def measure(
                 stack.enter_context(mode)
             stack.enter_context(watch)
             model(*args, **kwargs)
+    except (DynamicOutputShapeException, DataDependentOutputException) as error:
+        result.failure = f"what runs depends on the data from some point on, where shapes end ({_told(error)})"
     except Exception as error:  # whatever the model's code raises
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        result.failure = f"{type(error).__name__}: {first_line}"[:300]
+        result.failure = _told(error)
+    if images is not None and _takes_batches_of_images(result):
+        result.batch = images
     return result
+
+
+def _told(error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    return f"{type(error).__name__}: {first_line}"[:300]
+
+
+def _length_of_list(values: Sequence[Any], first: Tensor) -> int | None:
+    """How many there are in the list of what may be images, tensors of three axes, that the first tensor leads."""
+    for given in values:
+        if isinstance(given, list | tuple) and given and given[0] is first and first.dim() == 3:
+            return len(given)
+    return None
+
+
+def _takes_batches_of_images(result: Measurement) -> bool:
+    """Whether a list of tensors of three axes is one of images: else they may be sequences, of a batch each."""
+    first_calls = next(iter(result.calls.values()), None)
+    return first_calls is None or len(first_calls[0].input_shape) == 4
 
 
 class _Watch(TorchFunctionMode):

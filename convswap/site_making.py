@@ -100,12 +100,12 @@ def other_convs(model: nn.Module, measurement: Measurement) -> tuple[OtherConv, 
         kind = type(module).__name__
         if isinstance(module, TRANSPOSED):
             found.append(OtherConv(name, kind, "transposed convolutions are not converted"))
+        elif f"{type(module).__module__}.{kind}" == "timm.layers.cond_conv2d.CondConv2d":
+            found.append(OtherConv(name, kind, "its kernels are mixed for each sample already"))
         elif name in measurement.functional and not isinstance(module, ConvLayer):
             function = measurement.functional[name]
             reason = f"it calls torch.nn.functional.{function} itself, and has no convolution module to replace"
             found.append(OtherConv(name, kind, reason))
-        elif f"{type(module).__module__}.{kind}" == "timm.layers.cond_conv2d.CondConv2d":
-            found.append(OtherConv(name, kind, "its kernels are mixed for each sample already"))
     return tuple(found)
 
 

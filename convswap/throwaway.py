@@ -41,15 +41,15 @@ def throwaway_copy(model: nn.Module, mode: FakeTensorMode | None) -> nn.Module:
         ModelError: if the model cannot be deep-copied.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in _tensors_of(module):
-            if id(tensor) not in memo:
-                memo[id(tensor)] = _stand_in(tensor, mode)
-        for name in _HOOKS:
-            hooks = module.__dict__.get(name)
-            if hooks is not None:
-                memo[id(hooks)] = OrderedDict()
     try:
+        for module in model.modules():
+            for tensor in _tensors_of(module):
+                if id(tensor) not in memo:
+                    memo[id(tensor)] = _stand_in(tensor, mode)
+            for name in _HOOKS:
+                hooks = module.__dict__.get(name)
+                if hooks is not None:
+                    memo[id(hooks)] = OrderedDict()
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
@@ -65,26 +65,36 @@ def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
                 yield value
 
 
+def _unusual(tensor: Tensor) -> bool:
+    """Whether it is no block of numbers with strides, so that nothing that is made by strides can stand for it."""
+    return tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested
+
+
 def _stand_in(tensor: Tensor, mode: FakeTensorMode | None) -> Tensor:
     if nn.parameter.is_lazy(tensor):
         return tensor
-    if mode is None or (tensor.numel() == 1 and not tensor.is_meta and not isinstance(tensor, nn.Parameter)):
+    number = tensor.numel() == 1 and not tensor.is_meta and not isinstance(tensor, nn.Parameter)
+    if mode is None or number or _unusual(tensor):
         copied = tensor.detach().clone()
         return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
     # Ten times faster than mode.from_tensor, which looks into how tensors share memory.
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     fake = FakeTensor(mode, empty, tensor.device)
-    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+    if isinstance(tensor, nn.Parameter):
+        fake.requires_grad_(tensor.requires_grad)
+        fake._is_param = True  # as nn.Parameter marks tensors of other classes, without its detached copy
+    return fake
 
 
 @contextmanager
 def cleared_caches(model: nn.Module) -> Iterator[None]:
     """Clear afterwards what the model's code has cached meanwhile by ``functools.lru_cache``: it may be fake."""
-    sources = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    sources = {id(names): names for names in map(_names_around, kinds)}
     caches: list[Any] = [
         value
-        for source in sources
-        for value in vars(sys.modules[source]).values()
+        for names in sources.values()
+        for value in names.values()
         if isinstance(value, functools._lru_cache_wrapper)
     ]
     misses = [cache.cache_info().misses for cache in caches]
@@ -94,6 +104,15 @@ def cleared_caches(model: nn.Module) -> Iterator[None]:
         for cache, before in zip(caches, misses, strict=True):
             if cache.cache_info().misses != before:
                 cache.cache_clear()
+
+
+def _names_around(kind: type) -> dict[str, Any]:
+    """The names of the module that a class is from, which need not be registered, as one that torch.hub has run."""
+    module = sys.modules.get(kind.__module__)
+    if module is not None:
+        return vars(module)
+    names: dict[str, Any] = getattr(getattr(kind, "forward", None), "__globals__", {})
+    return names
 
 
 @contextmanager

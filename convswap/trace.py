@@ -9,8 +9,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .class_dependence import sites_asked_for_their_type
+from .collection import paused_collection
 from .further_inputs import with_further_inputs
-from .inputs import ExampleInputs, as_call, default_input_shape, is_shape, make_inputs
+from .inputs import ExampleInputs, as_call, default_inputs, is_shape, make_inputs
 from .measure import Measurement, measure
 from .refusals import refuse_wrapped
 from .regions import TracedRegion, trace_regions
@@ -41,9 +42,9 @@ def trace(model: nn.Module, example_inputs: ExampleInputs = None, *, real_pass: 
     """
     refuse_wrapped(model)
     watched = conv_like(model)
-    if example_inputs is None:
-        example_inputs = default_input_shape(model)
-    with untouched_randomness(), cleared_caches(model):
+    with paused_collection(), untouched_randomness(), cleared_caches(model):
+        if example_inputs is None:
+            example_inputs = default_inputs(model)
         mode = None if real_pass else FakeTensorMode(allow_non_fake_inputs=True)
         copied = throwaway_copy(model, mode)
         if example_inputs is None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -333,3 +334,70 @@ def test_a_model_that_cannot_be_copied() -> None:
     model.generator = (item for item in ())  # type: ignore[assignment]
     with pytest.raises(ModelError, match=r"TwoConvs cannot be deep-copied .*generator"):
         convswap.trace(model)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(4).to_sparse(),
+        lambda: torch.eye(4).to_sparse_csr(),
+        lambda: torch.eye(4).to_mkldnn(),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    ],
+    ids=["sparse", "csr", "mkldnn", "nested"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_tensors_that_are_no_blocks_of_numbers(make: Callable[[], Tensor]) -> None:
+    model, value = TwoConvs(), make()
+    model.register_buffer("held", value)
+    model.attribute = value
+    trace = convswap.trace(model, (3, 8, 8))
+    assert [len(site.calls) for site in trace] == [1, 1]
+    assert model.held is model.attribute is value
+
+
+class EachImage(nn.Module):
+    """Takes images as detection models do, and sequences as others do."""
+
+    def __init__(self, dims: int) -> None:
+        super().__init__()
+        kind = nn.Conv2d if dims == 2 else nn.Conv1d
+        self.dims, self.first, self.second = dims, kind(3, 4, 3), kind(3, 4, 3)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        if self.dims == 2:
+            return self.first(torch.stack(images)).mean() + self.second(torch.stack(images)).mean()
+        return self.first(images[0]).mean() + self.second(images[1]).mean()
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_lists_of_images_and_of_sequences(by_name: bool) -> None:
+    images = [torch.rand(3, 8, 8) for _ in range(5)]
+    trace = convswap.trace(EachImage(2), {"images": images} if by_name else images)
+    assert [site.batch for site in trace] == [5, 5]
+    assert trace["first"].multiply_adds == 4 * 3 * 9 * 6 * 6
+    for batch in (1, 4):
+        sequences = [torch.rand(batch, 3, 10), torch.rand(batch, 3, 5)]
+        trace = convswap.trace(EachImage(1), {"images": sequences} if by_name else sequences)
+        assert [site.batch for site in trace] == [batch, batch]
+        assert [site.multiply_adds for site in trace] == [4 * 3 * 3 * 8, 4 * 3 * 3 * 3]
+
+
+def test_code_of_modules_that_are_not_registered() -> None:
+    code = """
+import functools, torch
+@functools.lru_cache
+def scale(size):
+    return torch.ones(size)
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+    def forward(self, x):
+        return self.conv(x * scale(x.shape[-1]))
+"""
+    names = {"__name__": "nowhere.hubconf"}
+    exec(code, names)
+    model = names["Net"]()  # type: ignore[operator]
+    assert convswap.trace(model, (3, 8, 8))["conv"].calls
+    assert type(names["scale"](8)) is Tensor  # type: ignore[operator]
