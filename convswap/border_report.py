@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .border_errors import LEAST_SIZE, MARGIN, ORDERS, BorderErrors, border_errors
 from .border_methods import LARGEST
-from .inputs import as_call, is_shape
+from .inputs import as_call
 from .plan import Step
 from .targets.bordered_base import widest
-from .verify import VerifyInputs
+from .verify import ReadInputs
 
 MOST_PHOTOS = 4
 """Of a batch, that are looked at."""
@@ -29,20 +28,19 @@ _METHODS = {
 }
 
 
-def borders_of(steps: Sequence[Step], model: nn.Module, inputs: VerifyInputs) -> BorderErrors | None:
+def borders_of(steps: Sequence[Step], inputs: ReadInputs) -> BorderErrors | None:
     """Errors at the border of the photos that a conversion is verified on.
 
     Args:
         steps: of the conversion.
-        model: what is converted, for which images are prepared.
         inputs: what it is verified on.
 
     Returns:
-        The errors; None if no step is to a target that is about borders, or the inputs are no photos: they are neither
-        a file nor a tensor, or one that has not 4 axes, 1 or 3 channels and at least 24×24 pixels.
+        The errors; None if no step is to a target that is about borders, or the inputs are no photos: they were
+        drawn, or are no tensor with 4 axes, 1 or 3 channels and at least 24×24 pixels.
     """
     methods = _methods([step for step in steps if step.action == "swap"])
-    photos = _photos(model, inputs) if methods else None
+    photos = _photos(inputs) if methods else None
     if photos is None:
         return None
     orders = {int(method.removeprefix("order ")) for method in methods if method.startswith("order ")}
@@ -72,19 +70,12 @@ def _methods(swaps: Sequence[Step]) -> set[str]:
     return found | {"replicate" if order == 0 else f"order {order}" for order, _ in orders}
 
 
-def _photos(model: nn.Module, inputs: VerifyInputs) -> Tensor | None:
+def _photos(inputs: ReadInputs) -> Tensor | None:
     """The inputs, if they are photos, at most some and their middles."""
-    if isinstance(inputs, str | Path):
-        from .input_files import read_input
-
-        photos = read_input(model, Path(inputs))
-    elif type(inputs) is int or is_shape(inputs):
+    args, kwargs = as_call(inputs.given)
+    if inputs.random or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
         return None
-    else:
-        args, kwargs = as_call(inputs)
-        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-            return None
-        photos = args[0]
+    photos = args[0]
     if photos.dim() != 4 or photos.shape[1] not in (1, 3) or not len(photos) or photos.is_meta:
         return None
     if not photos.is_floating_point() or min(photos.shape[-2:]) < LEAST_SIZE + 2 * MARGIN:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .conv_classes import plain_on_meta
+from .conv_classes import padding_widths, plain_on_meta
 from .errors import VerificationError
-from .layers._geometry import effective_size, normalise_padding, pad_widths
+from .layers._geometry import effective_size, split_outputs
 from .targets.base import Fidelity
 from .verification import EXACT_LIMITS, LayerCheck
 
@@ -59,18 +59,24 @@ def interior(conv: Any, x: Tensor, output: Tensor) -> Tensor:
     """The part of ``output`` whose windows, first tap to last, lie wholly in ``x``."""
     plain = plain_on_meta(conv)
     dims = len(plain.kernel_size)
-    window = effective_size(plain.kernel_size, plain.dilation)
-    widths = pad_widths(normalise_padding(plain.padding, dims), window, tuple(plain.stride), x.shape[-dims:])
-    for axis, ((before, _), extent, step) in enumerate(zip(widths, window, plain.stride, strict=True)):
-        size = x.shape[axis - dims]
-        end = (size - extent + before) // step + 1
-        first = min(-(-before // step), output.shape[axis - dims])
-        output = output.narrow(axis - dims, first, max(0, end - first))
+    size, outputs = x.shape[-dims:], output.shape[-dims:]
+    window, widths = effective_size(plain.kernel_size, plain.dilation), padding_widths(plain, size)
+    for axis, own in enumerate(zip(size, widths, window, plain.stride, outputs, strict=True), start=-dims):
+        split = split_outputs(*own)
+        output = output.narrow(axis, split.low, split.interior)
     return output
 
 
-def compare_outputs(expected: Any, actual: Any) -> tuple[float, float]:
-    """`compare_tensors` for all floating-point tensors of nested results; infinite if shapes differ.
+class Outputs(NamedTuple):
+    """How far the results of two models are apart; None where there are no finite numbers to compare."""
+
+    difference: float | None
+    relative_error: float | None
+    same_shapes: bool
+
+
+def compare_outputs(expected: Any, actual: Any) -> Outputs:
+    """`compare_tensors` for all floating-point tensors of nested results; nothing is compared if shapes differ.
 
     Raises:
         VerificationError: if there are more results on one side.
@@ -79,8 +85,10 @@ def compare_outputs(expected: Any, actual: Any) -> tuple[float, float]:
     if len(ours) != len(theirs):
         raise VerificationError(f"the original gives {len(theirs)} outputs, the converted model {len(ours)}")
     pairs = [(e, a) for e, a in zip(theirs, ours, strict=True) if isinstance(e, Tensor) and e.is_floating_point()]
-    compared = [compare_tensors(e, a) if e.shape == a.shape else (float("inf"), float("inf")) for e, a in pairs]
-    return max((d for d, _ in compared), default=0.0), max((r for _, r in compared), default=0.0)
+    if any(e.shape != a.shape for e, a in pairs):
+        return Outputs(None, None, same_shapes=False)
+    compared = [compare_tensors(e, a) for e, a in pairs if e.isfinite().any()]
+    return Outputs(max((d for d, _ in compared), default=None), max((r for _, r in compared), default=None), True)
 
 
 def compare_tensors(expected: Tensor, actual: Tensor) -> tuple[float, float]:

@@ -61,18 +61,22 @@ class Verification:
     Attributes:
         layers: a check for every converted layer that ran.
         not_run: converted layers that this input does not reach.
-        output_relative_error: greatest difference at the model's output, divided by its greatest magnitude.
-        output_difference: greatest difference at the model's output.
+        output_relative_error: greatest difference at the model's output, divided by its greatest magnitude. None where
+            nothing can be compared: shapes differ, or the original gives no finite numbers.
+        output_difference: greatest difference at the model's output; None likewise.
         dtype: of the models' parameters.
         inputs: what the batch was, in words.
+        same_shapes: whether the outputs have the same shapes. Where they depend on the data, as of detected boxes, and
+            not all layers are exact, they need not.
     """
 
     layers: tuple[LayerCheck, ...]
     not_run: tuple[str, ...]
-    output_relative_error: float
-    output_difference: float
+    output_relative_error: float | None
+    output_difference: float | None
     dtype: str
     inputs: str
+    same_shapes: bool = True
 
     @property
     def passed(self) -> bool:
@@ -89,8 +93,11 @@ class Verification:
 
     @property
     def output_passed(self) -> bool:
-        """Whether the outputs have the same shapes, and differ by little where all layers are exact."""
-        limit = OUTPUT_LIMITS.get(self.dtype) if {c.fidelity for c in self.layers} <= {"exact"} else None
+        """Whether outputs have the same shapes and differ by little, if all layers are exact; else whether finite."""
+        exact = {c.fidelity for c in self.layers} <= {"exact"}
+        if self.output_relative_error is None:
+            return self.same_shapes or not exact
+        limit = OUTPUT_LIMITS.get(self.dtype) if exact else None
         return self.output_relative_error < (float("inf") if limit is None else limit)
 
     @property
@@ -152,6 +159,8 @@ def require_passed(verification: Verification) -> None:
         )
     if not verification.output_passed:
         told = "every converted layer computes what its convolution computed, but the model's output "
+        if verification.output_relative_error is None:
+            raise VerificationError(f"{told}has another shape: the code around the layers treats them in another way")
         if not math.isfinite(verification.output_relative_error) and verification.grown:
             raise VerificationError(f"{told}overflows: {growth_sentence(verification)}")
         raise VerificationError(

@@ -28,9 +28,7 @@ def verdict(report: Report) -> list[str]:
     worst = check.worst
     if worst is not None and any(c.compared and c not in within for c in check.layers):
         lines.append(f"greatest relative error of a layer {worst.relative_error:.1e} ({worst.name or 'the model'})")
-    lines.append(
-        f"at the output: greatest difference {check.output_difference:.1e}, relative {check.output_relative_error:.1e}"
-    )
+    lines.append(f"at the output: {_at_the_output(check)}")
     if check.not_run:
         lines.append(f"not reached by this input: {', '.join(check.not_run)}")
     if check.not_compared:
@@ -57,6 +55,14 @@ def growth_sentence(verification: Verification) -> str | None:
         f"{GROWTH_LIMIT:g}, from what they are in the original: {worst}. Where padding is extrapolated, a lower order "
         "magnifies noise less: order=1 of padding_free, or order=0, which repeats the pixels at the border"
     )
+
+
+def _at_the_output(check: Verification) -> str:
+    if not check.same_shapes:
+        return "nothing to compare, as the shapes differ"
+    if check.output_difference is None or check.output_relative_error is None:
+        return "nothing to compare, as the original gives no finite numbers"
+    return f"greatest difference {check.output_difference:.1e}, relative {check.output_relative_error:.1e}"
 
 
 def _promises(check: Verification) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .comparing import check_layer, compare_outputs, greatest_growth, magnitude,
 from .conv_classes import CONVS
 from .errors import ConvswapError, GrowthWarning
 from .further_inputs import with_further_inputs, without_further_inputs
-from .inputs import as_call, default_input_shape, is_shape, make_inputs
+from .inputs import as_call, default_inputs, is_shape, make_inputs
 from .layers.hypernet_conv import HypernetConv2d
 from .modules import evaluation_mode
 from .targets.base import Fidelity
@@ -27,6 +27,17 @@ from .verification_words import growth_sentence
 VerifyInputs: TypeAlias = Any
 """A tensor, a tuple of arguments, a dict of keyword arguments; the name of a file (image, ``.npy``, ``.pt``,
 ``.safetensors``); a shape ``(C, H, W)``; or a whole number, the seed of a random batch."""
+
+
+class ReadInputs(NamedTuple):
+    """What `VerifyInputs` stand for."""
+
+    given: Any
+    """A tensor, a tuple of arguments, or a dict of keyword arguments."""
+    described: str
+    """Where they are from, in words."""
+    random: bool
+    """Whether they were drawn."""
 
 
 def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) -> Verification:
@@ -47,7 +58,12 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
     Raises:
         ConvswapError: if the inputs cannot be read or made, or the models do not fit together.
     """
-    given, described = _read_inputs(original, inputs)
+    return verify_on(original, converted, read_inputs(original, inputs))
+
+
+def verify_on(original: nn.Module, converted: nn.Module, inputs: ReadInputs) -> Verification:
+    """`verify` on inputs that have been read."""
+    given, described, _ = inputs
     call = with_further_inputs(converted, as_call(given), torch.Generator().manual_seed(0))
     original_call = without_further_inputs(converted, call, original)
     pairs = _pairs(original, converted)
@@ -92,20 +108,21 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
         finally:
             for handle in handles:
                 handle.remove()
-    difference, relative = compare_outputs(expected, actual)
+    output = compare_outputs(expected, actual)
     checks = {name: of_all_calls(found, outputs[name]) for name, found in calls.items()}
     grown = {name: greatest_growth(before[name], after.get(name, [])) for name in checks}
     verification = Verification(
         layers=tuple(replace(check, growth=grown[name]) for name, check in checks.items()),
         not_run=tuple(name for name in pairs if name not in checks),
-        output_relative_error=relative,
-        output_difference=difference,
+        output_relative_error=output.relative_error,
+        output_difference=output.difference,
         dtype=str(_dtype(original)).removeprefix("torch."),
         inputs=described,
+        same_shapes=output.same_shapes,
     )
     sentence = growth_sentence(verification)
     if sentence is not None:
-        warnings.warn(sentence, GrowthWarning, stacklevel=2)
+        warnings.warn(sentence, GrowthWarning, stacklevel=3)
     return verification
 
 
@@ -153,24 +170,33 @@ def _run(what: str, described: str, call: Callable[[], Any]) -> Any:
         raise ConvswapError(f"{what} does not run on this input ({described}): {error}") from error
 
 
-def _read_inputs(model: nn.Module, inputs: VerifyInputs) -> tuple[Any, str]:
-    """Arguments for the model, and what they are in words."""
+def read_inputs(model: nn.Module, inputs: VerifyInputs) -> ReadInputs:
+    """Arguments for the model from what they are given as.
+
+    Raises:
+        ConvswapError: if a file cannot be read, or no batch can be drawn as the model's input size is unknown.
+    """
     if isinstance(inputs, str | Path):
         from .input_files import read_input
 
-        return read_input(model, Path(inputs)), Path(inputs).name
+        return ReadInputs(read_input(model, Path(inputs)), Path(inputs).name, random=False)
     if type(inputs) is int:
-        shape = default_input_shape(model)
-        if shape is None:
+        default = default_inputs(model, inputs)
+        if default is None:
             raise ConvswapError(
                 f"the input size of {type(model).__name__} is unknown, so no random batch can be made: give an input"
             )
+        if not is_shape(default):
+            shapes = " and ".join(str(tuple(drawn.shape)) for drawn in default)
+            return ReadInputs(default, f"random, seed {inputs}, {shapes}", random=True)
         generator = torch.Generator().manual_seed(inputs)
-        return make_inputs(model, shape, batch=2, generator=generator), f"random, seed {inputs}, 2×{shape}"
+        batch = make_inputs(model, default, batch=2, generator=generator)
+        return ReadInputs(batch, f"random, seed {inputs}, 2×{tuple(default)}", random=True)
     if is_shape(inputs):
         generator = torch.Generator().manual_seed(0)
-        return make_inputs(model, inputs, batch=2, generator=generator), f"random, seed 0, 2×{tuple(inputs)}"
-    return inputs, "given"
+        batch = make_inputs(model, inputs, batch=2, generator=generator)
+        return ReadInputs(batch, f"random, seed 0, 2×{tuple(inputs)}", random=True)
+    return ReadInputs(inputs, "given", random=False)
 
 
 def _pairs(original: nn.Module, converted: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
@@ -191,7 +217,7 @@ def _frozen(converted: nn.Module) -> dict[str, Fidelity]:
     from .carried_report import earlier_report
 
     report = earlier_report(converted)
-    return {} if report is None else {name: layer.fidelity for name, layer in report.frozen().items()}
+    return {} if report is None else {name: layer.fidelity for name, layer in report.plain().items()}
 
 
 def _fidelities(converted: nn.Module) -> dict[str, Fidelity]:
@@ -201,8 +227,8 @@ def _fidelities(converted: nn.Module) -> dict[str, Fidelity]:
     if report is None:
         return {}
     fidelities = {s.name: s.fidelity for s in report.swaps if s.fidelity is not None}
-    frozen = {name: layer.fidelity for name, layer in report.frozen().items() if layer.fidelity != "exact"}
-    return {**fidelities, **frozen}
+    plain = {name: layer.fidelity for name, layer in report.plain().items() if layer.fidelity != "exact"}
+    return {**fidelities, **plain}
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -16,7 +16,8 @@ from convswap.comparing import greatest_growth, interior, magnitude, of_all_call
 from convswap.errors import ConvswapError, GrowthWarning, VerificationError
 from convswap.report import Report
 from convswap.targets import Fidelity, Target, registry
-from convswap.verification import GROWTH_LIMIT, LayerCheck, Verification
+from convswap.verification import GROWTH_LIMIT, LayerCheck, Verification, require_passed
+from convswap.verification_words import verdict
 
 from .layers.helpers import CONV_FUNCTIONS, Geometry, few_examples, geometries
 from .models import TwoConvs, library_model
@@ -200,6 +201,43 @@ def test_json_round_trip() -> None:
     model = TwoConvs()
     verification = convswap.verify(model, convswap.convert(model, to="dcls"), (3, 16, 16))
     assert Verification.from_dict(json.loads(json.dumps(verification.to_dict()))) == verification
+
+
+class Chosen(nn.Module):
+    """Gives as many numbers as are large, as detection models give boxes."""
+
+    def __init__(self, least: float = 0.5) -> None:
+        super().__init__()
+        self.conv, self.least = nn.Conv2d(3, 4, 3, padding=1), least
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y[y > self.least]
+
+
+def test_outputs_whose_shapes_depend_on_the_data() -> None:
+    torch.manual_seed(0)
+    model, x = Chosen(), torch.randn(2, 3, 12, 12)
+    convswap.register(Off("interior", by=1.0, border=True))
+    new = convswap.convert(model, to="off", verify=x)
+    verification = convswap.report(new).verification
+    assert verification is not None
+    assert (verification.output_relative_error, verification.same_shapes) == (None, False)
+    assert Verification.from_dict(json.loads(json.dumps(verification.to_dict()))) == verification
+    assert any("nothing to compare, as the shapes differ" in line for line in verdict(convswap.report(new)))
+    exact = replace(verification, layers=tuple(replace(c, fidelity="exact") for c in verification.layers))
+    with pytest.raises(VerificationError, match="the model's output has another shape: the code around"):
+        require_passed(exact)
+    assert convswap.verify(model, convswap.convert(model, to="dcls"), x).output_relative_error is not None
+
+
+def test_outputs_without_numbers_are_not_compared() -> None:
+    model, x = Chosen(least=1e9), torch.randn(2, 3, 12, 12)
+    new = convswap.convert(model, to="dcls", verify=x)
+    verification = convswap.report(new).verification
+    assert verification is not None
+    assert (verification.output_difference, verification.same_shapes) == (None, True)
+    assert any("at the output: nothing to compare, as the original" in line for line in verdict(convswap.report(new)))
 
 
 def test_verifications_of_before_there_was_growth() -> None:
@@ -387,3 +425,43 @@ def test_silent_models_do_not_grow() -> None:
             parameter.zero_()
     (check,) = convswap.verify(model, new, torch.ones(1, 1, 1, 1)).layers
     assert check.growth is None
+
+
+class Detector(nn.Module):
+    """Takes a list of images, as torchvision's detection models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform, self.conv = nn.Identity(), nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        return [{"scores": scores} for scores in self.conv(torch.stack(images)).mean((2, 3))]
+
+
+class RAFT(nn.Module):
+    """Takes two frames, as torchvision's model of this name does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, one: Tensor, two: Tensor) -> Tensor:
+        return self.conv(one) - self.conv(two)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "told"),
+    [(Detector, "detection", "(3, 320, 320)"), (RAFT, "optical_flow", "(1, 3, 128, 128) and (1, 3, 128, 128)")],
+)
+def test_seeds_for_models_that_take_no_batch_of_images(
+    kind: type[nn.Module], family: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "__module__", f"torchvision.models.{family}.tiny")
+    model = kind()
+    state = torch.get_rng_state()
+    new = convswap.convert(model, "dynamic", convert_first=True, kernels=(3,), verify=1)  # by the order of execution
+    assert torch.equal(torch.get_rng_state(), state)
+    first, again, other = (convswap.verify(model, new, seed) for seed in (1, 1, 2))
+    assert first == again == convswap.report(new).verification
+    assert (first.inputs, first.passed, len(first.layers)) == (f"random, seed 1, {told}", True, 1)
+    assert other.output_relative_error != first.output_relative_error
