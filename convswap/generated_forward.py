@@ -124,6 +124,11 @@ class GuidedForward:
         _execute(source, names, label)
         return names["forward"]
 
+    def constants(self) -> set[str]:
+        """Names of the tensors that tracing has found in the code, and that the module holds for this forward."""
+        sources = (self.evaluation.source, self.training.source)
+        return {name for source in sources for name in re.findall(r"\bself\.(_tensor_constant\d+)\b", source)}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return GuidedForward, (self.base, self.routes, self.inputs, self.evaluation, self.training)
 
