@@ -45,11 +45,11 @@ def earlier_report(model: nn.Module) -> Report | None:
 def with_present_pictures(made: Report, model: nn.Module) -> Report:
     """The same report with the pictures of layers, which may have been trained, as they are in ``model`` now."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    frozen = made.frozen()
+    plain = made.plain()
     pictures = {
         step.name: step.picture.at_present(modules[step.name])
         for step in made.swaps
-        if step.picture is not None and step.name in modules and step.name not in frozen
+        if step.picture is not None and step.name in modules and step.name not in plain
     }
     return made.with_pictures(pictures)
 
@@ -58,12 +58,14 @@ def _followed_by(found: Report, later: Report) -> Report:
     """What is known, and what has been done to a part since, or to another one that has been put in its place."""
     last, first = found.recipe.last(), later.recipe.first()
     known = last.keys() & first.keys()
-    # A part's first step that only freezes is for what the whole has made, one that converts for what it has frozen.
-    frozen = {name for name in known if first[name].target is None and not last[name].frozen}
-    again = {name for name in known if first[name].target is not None and last[name].frozen}
-    other = known - frozen - again
-    recipe = Recipe(tuple(step for step in found.recipe.steps if step.name not in other)).with_frozen(frozen)
-    further = (step for step in later.recipe.steps if not (step.name in frozen and step is first[step.name]))
+    # A part's first step that only makes plain is for what the whole has made, one that converts for what is plain.
+    plain = {name for name in known if first[name].target is None and not last[name].plain}
+    again = {name for name in known if first[name].target is not None and last[name].plain}
+    other = known - plain - again
+    recipe = Recipe(tuple(step for step in found.recipe.steps if step.name not in other))
+    recipe = recipe.with_frozen({name for name in plain if first[name].frozen})
+    recipe = recipe.with_reverted({name for name in plain if first[name].reverted})
+    further = (step for step in later.recipe.steps if not (step.name in plain and step is first[step.name]))
     new = {step.name: step for step in later.swaps}
     at_last = later.recipe.last()
 
@@ -73,7 +75,8 @@ def _followed_by(found: Report, later: Report) -> Report:
             return made or step
         if at_last[step.name].target is None:
             return replace(step, cost_after=made.cost_after)
-        return converted_again(step, without_own_note(made) if step.name in frozen else made)
+        reverted = (first if step.name in plain else last)[step.name].reverted
+        return converted_again(step, without_own_note(made) if step.name in plain else made, reverted)
 
     steps = tuple(map(now, found.steps))
     return replace(
@@ -83,6 +86,7 @@ def _followed_by(found: Report, later: Report) -> Report:
         verification=None,  # which was of the layers before
         borders=None,
         freezings=(*found.freezings, *later.freezings),
+        reversions=(*found.reversions, *later.reversions),
     )
 
 
@@ -102,6 +106,10 @@ def _prefixed(made: Report, prefix: str) -> Report:
 
     def group(name: str | None) -> str | None:
         return None if name is None else named(name)
+
+    def called(done: Any) -> Any:
+        layers = tuple(replace(layer, name=named(layer.name)) for layer in done.layers)
+        return replace(done, layers=layers, kept=tuple(replace(layer, name=named(layer.name)) for layer in done.kept))
 
     def options(of_part: Any) -> Any:
         guide = None if of_part is None else of_part.get("guide")
@@ -126,14 +134,8 @@ def _prefixed(made: Report, prefix: str) -> Report:
                 for s in made.recipe.steps
             )
         ),
-        freezings=tuple(
-            replace(
-                freezing,
-                layers=tuple(replace(layer, name=named(layer.name)) for layer in freezing.layers),
-                kept=tuple(replace(layer, name=named(layer.name)) for layer in freezing.kept),
-            )
-            for freezing in made.freezings
-        ),
+        freezings=tuple(map(called, made.freezings)),
+        reversions=tuple(map(called, made.reversions)),
         verification=None,
         borders=None,
     )

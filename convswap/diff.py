@@ -172,9 +172,9 @@ def _kinds(model: nn.Module) -> dict[str, str]:
 
 def _kinds_by_report(report: Report) -> dict[str, str]:
     """What stands in each convolution's place, by target; a file does not name classes of other layers."""
-    frozen = report.frozen()
+    done = {**dict.fromkeys(report.frozen(), "frozen"), **dict.fromkeys(report.reverted(), "reverted")}
     kinds = {step.name: step.kind if step.target is None else step.target for step in report.steps}
-    return {name: f"{kind}, frozen" if name in frozen else kind for name, kind in kinds.items()}
+    return {name: f"{kind}, {done[name]}" if name in done else kind for name, kind in kinds.items()}
 
 
 def _count(shapes: dict[str, tuple[int, ...]] | None) -> int | None:

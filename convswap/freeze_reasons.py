@@ -39,9 +39,9 @@ def reason_against(name: str, layer: nn.Module, mode: FreezeMode, known: Contain
         mode: see `freeze`.
         known: names of the layers whose mean attention is known.
     """
-    attached = _attached(layer)
-    if attached is not None:
-        return attached
+    found = attached(layer)
+    if found is not None:
+        return found
     reason = reason_in_itself(layer)
     if reason is not None or not isinstance(layer, AttendedConv):
         return reason
@@ -56,7 +56,7 @@ def reason_in_itself(layer: nn.Module) -> str | None:
         return "it is none of the layers that have a plain convolution to become"
     if not hasattr(layer, "freeze"):
         return _of_kind(layer)
-    own = own_forward(layer)
+    own = own_code(layer, "freeze")
     if own is None and getattr(layer, "edge_weight", None) is not None:
         return "it has a second kernel for the outputs at the border, and a plain convolution has one"
     return own
@@ -74,22 +74,23 @@ def _of_kind(layer: ConvLayer) -> str:
     return "its kernels depend on its input"
 
 
-def own_forward(layer: nn.Module) -> str | None:
-    """What to say of a layer of a class that computes something else than ours, which its ``freeze`` knows nothing of.
+def own_code(layer: nn.Module, method: str) -> str | None:
+    """What to say of a layer of a class that computes something else than ours, which ``method`` knows nothing of.
 
-    None if its class has our ``forward``, or together with its own, or after it, its own ``freeze``.
+    That is ``freeze`` or ``revert``. None if its class has our ``forward``, or together with its own, or after it, its
+    own method.
     """
     for kind in type(layer).__mro__:
-        if "freeze" in vars(kind):
+        if method in vars(kind):
             return None
         if "forward" in vars(kind):
             if kind.__module__.startswith(f"{_LIBRARY}."):
                 return None
-            return f"{kind.__qualname__} has a forward of its own: give it a freeze that matches"
+            return f"{kind.__qualname__} has a forward of its own: give it a {method} that matches"
     return None
 
 
-def _attached(layer: nn.Module) -> str | None:
+def attached(layer: nn.Module) -> str | None:
     """What is attached to a layer that would be lost with it, and how to remove it."""
     for part in layer.modules():
         if parametrize.is_parametrized(part):

@@ -17,12 +17,15 @@ class Distance:
     """How far what is frozen is from what it was, over a data set.
 
     Attributes:
-        greatest: greatest difference, divided by the greatest magnitude; infinite if shapes differ.
-        mean: root mean square of the differences, divided by that of the values.
+        greatest: greatest difference, divided by the greatest magnitude; infinite if shapes differ, or nothing could
+            be compared.
+        mean: root mean square of the differences, divided by that of the values; infinite likewise.
+        compared: whether anything could be compared: not if nothing finite was there to compare with.
     """
 
     greatest: float
     mean: float
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Freezing:
         """JSON values; distances that are infinite are None, as JSON has no such numbers."""
         return {
             **asdict(self),
-            "layers": [{**asdict(layer), "error": _written(layer.error)} for layer in self.layers],
-            "output_error": _written(self.output_error),
+            "layers": [{**asdict(layer), "error": written(layer.error)} for layer in self.layers],
+            "output_error": written(self.output_error),
         }
 
     @classmethod
@@ -84,19 +87,22 @@ class Freezing:
         Raises:
             TypeError, KeyError: if the data is none.
         """
-        layers = tuple(checked(FrozenLayer(**{**one, "error": _distance(one["error"])})) for one in data["layers"])
+        layers = tuple(checked(FrozenLayer(**{**one, "error": distance_from(one["error"])})) for one in data["layers"])
         kept = tuple(checked(KeptLayer(**one)) for one in data["kept"])
-        read = {"layers": layers, "kept": kept, "output_error": _distance(data["output_error"])}
+        read = {"layers": layers, "kept": kept, "output_error": distance_from(data["output_error"])}
         return checked(cls(**{**data, **read}))
 
 
-def _written(distance: Distance | None) -> dict[str, float | None] | None:
+def written(distance: Distance | None) -> dict[str, float | None] | None:
+    """JSON values of a distance; those that are infinite are None."""
     if distance is None:
         return None
     return {name: value if math.isfinite(value) else None for name, value in asdict(distance).items()}
 
 
-def _distance(data: Any) -> Distance | None:
+def distance_from(data: Any) -> Distance | None:
+    """The inverse of `written`, for data of any origin."""
     if data is None:
         return None
-    return checked(Distance(**{name: math.inf if value is None else value for name, value in data.items()}))
+    values: dict[str, Any] = {name: math.inf if value is None else value for name, value in data.items()}
+    return checked(Distance(**values))

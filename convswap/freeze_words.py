@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .distance_words import distance_sentences
 from .formatting import shorten
 from .freeze_report import Freezing
 from .report import Report
@@ -31,18 +32,8 @@ def _sentences(freezing: Freezing) -> list[str]:
         names = [layer.name or "(the model)" for layer in freezing.layers if layer.fidelity == fidelity]
         if names:
             found.append(f"frozen to plain convolutions ({how}): {shorten(names)}")
-    errors = {layer.name: layer.error for layer in freezing.layers if layer.error is not None}
-    if errors:
-        worst = max(errors, key=lambda name: errors[name].greatest)
-        found.append(
-            f"frozen layers compared over {freezing.samples} samples: greatest relative error "
-            f"{errors[worst].greatest:.1e}, root mean square {errors[worst].mean:.1e} ({worst or 'the model'})"
-        )
-    if freezing.output_error is not None:
-        error = freezing.output_error
-        found.append(
-            f"frozen model at the output: relative error {error.greatest:.1e}, root mean square {error.mean:.1e}"
-        )
+    errors = {layer.name or "the model": layer.error for layer in freezing.layers if layer.error is not None}
+    found += distance_sentences("frozen", errors, freezing.output_error, freezing.samples)
     reasons: dict[str, list[str]] = {}
     for layer in freezing.kept:
         reasons.setdefault(layer.reason, []).append(layer.name or "(the model)")

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from .attention_batches import Batches, BatchRunner, Moments, watching, watching_attentions
+from .attention_batches import Batches, BatchRunner, Moments, watching_attentions
 from .carried_report import attach_report
+from .chosen_layers import chosen_layers
+from .distances import measured
 from .errors import ConvswapError, NothingToSwapError, OptionError
 from .formatting import shorten
 from .freeze_reasons import reason_against, reason_in_itself
-from .freeze_report import Distance, FreezeMode, Freezing, FrozenLayer, KeptLayer
+from .freeze_report import FreezeMode, Freezing, FrozenLayer, KeptLayer
 from .frozen_report import with_freezing
-from .layers import ConvLayer, DclsLayer
-from .layers._geometry import is_channels_last
 from .layers.attended import AttendedConv
-from .modules import evaluation_mode
+from .plain_copies import copy_with_convs
 from .refusals import refuse_wrapped
-from .rewrite import copy_with, take_over_attributes
-from .sites import ConvSite
-from .where import Where, matching
+from .rewrite import take_over_attributes
+from .where import Where
 
 
 def freeze(model: nn.Module, data: Batches = None, *, mode: FreezeMode = "exact", where: Where = "*") -> nn.Module:
@@ -42,8 +38,9 @@ def freeze(model: nn.Module, data: Batches = None, *, mode: FreezeMode = "exact"
         data: one tensor, or an iterable of batches as `attention_statistics` takes them, which is gone through twice.
             With ``mode="exact"`` it is only used to measure.
         mode: ``"exact"`` leaves alone what depends on the input.
-        where: which layers: a glob on the qualified name, ``re:…``, ``!…`` to exclude, a function of a `ConvSite`
-            (whose ``module`` is the layer), or a list of these.
+        where: which layers: a glob on the qualified name, ``re:…``, ``!…`` to exclude, a function of a `ConvSite`,
+            or a list of these. Its ``module`` is the layer, which has the geometry (``kernel_size`` and so on); it has
+            the names and ``kind`` too, but nothing from tracing (``calls`` is empty), and no ``plain``.
 
     Raises:
         NothingToSwapError: if no layer can be frozen, with the reasons.
@@ -54,8 +51,8 @@ def freeze(model: nn.Module, data: Batches = None, *, mode: FreezeMode = "exact"
     """
     if mode not in ("exact", "mean"):
         raise OptionError(f"mode must be 'exact' or 'mean', got {mode!r}")
-    refuse_wrapped(model)
-    chosen = _chosen(model, where)
+    refuse_wrapped(model, averages=True)
+    chosen = chosen_layers(model, where, "freeze")
     attended = {name: layer for name, layer in chosen.items() if isinstance(layer, AttendedConv)}
     runner = None if data is None else BatchRunner(model, data)
     means: dict[str, dict[str, Tensor]] = {}
@@ -76,7 +73,7 @@ def freeze(model: nn.Module, data: Batches = None, *, mode: FreezeMode = "exact"
         lines = "".join(f"\n  {layer.name or 'the model'}: {layer.reason}" for layer in kept[:8])
         raise NothingToSwapError(f"nothing to freeze: {type(model).__name__} has no layer that can be{lines}")
     frozen, convs = freeze_layers(model, layers, means)
-    errors, at_output = ({}, None) if runner is None else _measured(runner, frozen, layers, convs)
+    errors, at_output = ({}, None) if runner is None else measured(runner, model, frozen, layers, convs)
     told = tuple(
         FrozenLayer(name, type(layer).__name__, fidelity_of(layer), errors.get(name)) for name, layer in layers.items()
     )
@@ -142,13 +139,7 @@ def freeze_layers(
         means: attentions of those that attend to kernels; of those that are left out, at zero logits.
     """
     convs = {name: plain_layer(layer, means.get(name)) for name, layer in layers.items()}
-    _tie(layers, convs)
-    for dim, memory_format in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        of_dim = [conv for conv in convs.values() if conv.weight.dim() == dim]
-        if of_dim and _is_channels_last(model, layers, dim):
-            for conv in of_dim:
-                conv.to(memory_format=memory_format)
-    return copy_with(model, {id(layers[name]): conv for name, conv in convs.items()}), convs
+    return copy_with_convs(model, layers, convs), convs
 
 
 def plain_layer(layer: Any, attentions: Mapping[str, Tensor] | None = None) -> Any:
@@ -161,31 +152,6 @@ def plain_layer(layer: Any, attentions: Mapping[str, Tensor] | None = None) -> A
 def fidelity_of(layer: nn.Module) -> Any:
     """What freezing it promises."""
     return "approximate" if isinstance(layer, AttendedConv) else "exact"
-
-
-def _chosen(model: nn.Module, where: Where) -> dict[str, ConvLayer]:
-    """The layers of ours that ``where`` chooses, by their first names; those that are parts of others left out.
-
-    Raises:
-        NothingToSwapError: if there are none at all.
-    """
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, ConvLayer):
-            names.setdefault(id(module), []).append(name)
-    found: dict[str, ConvLayer] = {}
-    for name, module in model.named_modules():
-        inside = any(name.startswith(f"{owner}.") or (name and not owner) for owner in found)
-        if isinstance(module, ConvLayer) and not inside:
-            found[name] = module
-    if not found:
-        raise NothingToSwapError(f"nothing to freeze: {type(model).__name__} has no layer of convswap's")
-    sites = [
-        ConvSite(name, layer, index, aliases=tuple(other for other in names[id(layer)] if other != name))  # type: ignore[arg-type]
-        for index, (name, layer) in enumerate(found.items())
-    ]
-    wanted = matching(where, sites)
-    return {name: layer for name, layer in found.items() if name in wanted}
 
 
 def _mean_attentions(runner: BatchRunner, layers: Mapping[str, AttendedConv]) -> dict[str, dict[str, Tensor]]:
@@ -203,88 +169,3 @@ def _mean_attentions(runner: BatchRunner, layers: Mapping[str, AttendedConv]) ->
     with watching_attentions(runner, layers, note):
         runner.run()
     return {name: {what: found.mean for what, found in of_layer.items()} for name, of_layer in moments.items()}
-
-
-def _measured(
-    runner: BatchRunner, frozen: nn.Module, layers: Mapping[str, nn.Module], convs: Mapping[str, nn.Module]
-) -> tuple[dict[str, Distance], Distance]:
-    """How far each frozen layer is from the layer it was, and the model's output from what it was."""
-    distances: dict[str, _Distances] = {}
-    at_output = _Distances()
-
-    def compare(name: str, input: Tensor, output: Tensor) -> None:
-        if output.numel():
-            distances.setdefault(name, _Distances()).add(output, convs[name](input))
-
-    def each(call: Any, output: Any) -> None:
-        torch.set_rng_state(runner.random_state)  # both see the same random numbers, if they draw any
-        try:
-            actual = frozen(*call[0], **call[1])
-        except Exception as error:  # whatever the code around the layers raises
-            raise ConvswapError(
-                f"the code around a layer does not work with the convolution that it was frozen to: {error}"
-            ) from error
-        for one, other in zip(tree_leaves(output), tree_leaves(actual), strict=True):
-            if isinstance(one, Tensor) and one.is_floating_point():
-                at_output.add(one, other)
-
-    with evaluation_mode(frozen), watching(layers, compare):
-        runner.run(each)
-    return {name: found.result() for name, found in distances.items()}, at_output.result()
-
-
-class _Distances:
-    """Adds up how far tensors are from others, batch by batch."""
-
-    def __init__(self) -> None:
-        self.greatest = self.magnitude = self.differences = self.values = 0.0
-
-    def add(self, expected: Tensor, actual: Tensor) -> None:
-        if expected.shape != actual.shape:
-            self.greatest = self.differences = math.inf
-            return
-        if not expected.numel():
-            return
-        wide = torch.promote_types(expected.dtype, torch.float32)
-        finite = expected.isfinite()  # where it overflows there is nothing to compare with
-        expected, actual = (torch.where(finite, value, 0).to(wide) for value in (expected, actual))
-        difference = (actual - expected).nan_to_num(nan=math.inf)
-        self.greatest = max(self.greatest, difference.abs().max().item())
-        self.magnitude = max(self.magnitude, expected.abs().max().item())
-        self.differences = math.hypot(self.differences, difference.norm().item())
-        self.values = math.hypot(self.values, expected.norm().item())
-
-    def result(self) -> Distance:
-        return Distance(
-            self.greatest / self.magnitude if self.magnitude else self.greatest,
-            self.differences / self.values if self.values else self.differences,
-        )
-
-
-def _tie(layers: Mapping[str, nn.Module], convs: Mapping[str, Any]) -> None:
-    """Let convolutions share the parameters that are the same for all whose layers shared what they were made of."""
-    first: dict[int, nn.Parameter] = {}
-    for name, layer in layers.items():
-        for kind in ("weight", "bias"):
-            held, made = layer._parameters.get(kind), getattr(convs[name], kind)
-            if held is None or made is None:
-                continue
-            shared = first.setdefault(id(held), made)
-            if shared.shape == made.shape and not made.is_meta and torch.equal(shared, made):
-                setattr(convs[name], kind, shared)
-
-
-def _is_channels_last(model: nn.Module, layers: Mapping[str, nn.Module], dim: int) -> bool:
-    """Whether all the model's weights of so many axes whose format shows are channels_last; False if none shows.
-
-    Weights of DCLS layers are no images, and have no format of their own.
-    """
-    dcls = {
-        id(parameter)
-        for module in (*model.modules(), *layers.values())
-        if isinstance(module, DclsLayer)
-        for parameter in module.parameters()
-    }
-    weights = [p for p in model.parameters() if p.dim() == dim and id(p) not in dcls]
-    showing = [p for p in weights if p.shape[1] > 1 and p[0, 0].numel() > 1]
-    return bool(showing) and all(is_channels_last(p) for p in showing)

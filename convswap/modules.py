@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,12 @@ MODULE_STATE = frozenset(nn.Module().__dict__)
 def join(prefix: str, name: str) -> str:
     """The qualified name of what is called ``name`` within the part ``prefix``, either of which may be empty."""
     return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def within(name: str, owners: Container[str]) -> bool:
+    """Whether a module of one of the names in ``owners`` is around what is called ``name``."""
+    parts = name.split(".") if name else []
+    return any(".".join(parts[:count]) in owners for count in range(len(parts)))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -9,10 +11,13 @@ from torch import nn
 from .convert import recipe_steps
 from .errors import FileError
 from .freezing import freezable, plain_layer
+from .layers import HypernetConv2d
 from .plan import Step
 from .recipe import Recipe
 from .replacing import put_in_place
-from .rewrite import build_layers, frozen_outline
+from .revert_edits import call_without_guides, restorer, take_back
+from .reverting import revertible
+from .rewrite import build_layers, plain_outline
 
 
 class Rebuilding:
@@ -25,7 +30,7 @@ class Rebuilding:
     def __init__(self, model: nn.Module) -> None:
         """Change nothing yet."""
         self.model = model
-        self._replaced: list[tuple[nn.Module, nn.Module]] = []
+        self._undoing: list[Callable[[], None]] = []
 
     def carry_out(self, stage: Recipe, trust_source: bool, room: int, path: str) -> tuple[Step, ...]:
         """Do what the steps of one stage of a recipe say.
@@ -45,9 +50,13 @@ class Rebuilding:
         """
         steps, _ = recipe_steps(stage, self.model, trust_source)
         swaps = [step for step in steps if step.action == "swap"]
-        frozen = {step.name for step in stage.steps if step.frozen}
-        outlines = {step.site.name: frozen_outline(step) for step in swaps if step.site.name in frozen}
-        wanted = sum(step.cost_after.parameters for step in swaps if step.site.name not in frozen)
+        plain = {step.name: step for step in stage.steps if step.plain}
+        outlines = {
+            step.site.name: plain_outline(step, plain[step.site.name].reverted)
+            for step in swaps
+            if step.site.name in plain
+        }
+        wanted = sum(step.cost_after.parameters for step in swaps if step.site.name not in plain)
         wanted += sum(parameter.numel() for conv in outlines.values() for parameter in conv.parameters())
         if wanted > room:
             raise FileError(
@@ -59,18 +68,26 @@ class Rebuilding:
                 outlines[step.site.name].to_empty(device=step.site.module.weight.device)
         made = build_layers(steps, {step.name: step.seed for step in stage.steps}, outlines)
         self._put([(step.site.module, made[id(step.site.module)]) for step in swaps])
-        own = [freezable(self.model, step.name) for step in stage.steps if step.target is None]
-        self._put([(layer, plain_layer(layer)) for layer in own])
+        own = [step for step in stage.steps if step.target is None]
+        frozen = [freezable(self.model, step.name) for step in own if step.frozen]
+        names = [step.name for step in own if step.reverted]
+        reverted = [(layer, conv) for layer, conv, _ in revertible(self.model, names)]
+        guided = {id(layer): conv for layer, conv in reverted if isinstance(layer, HypernetConv2d)}
+        if guided:
+            self._undoing.append(restorer(self.model))
+            call_without_guides(self.model, guided)
+        self._put([*((layer, plain_layer(layer)) for layer in frozen), *reverted])
+        take_back(self.model, guided.values())
         return steps
 
     def undo(self) -> None:
         """Put everything back."""
-        for old, new in reversed(self._replaced):
-            self._replace(new, old)
+        for step in reversed(self._undoing):
+            step()
 
     def _put(self, pairs: list[tuple[Any, nn.Module]]) -> None:
         for old, new in pairs:
-            self._replaced.append((old, new))
+            self._undoing.append(partial(self._replace, new, old))
         whole = {id(old): new for old, new in pairs}
         if id(self.model) in whole:
             self.model = whole.pop(id(self.model))

@@ -22,10 +22,11 @@ class RecipeStep:
 
     Attributes:
         name, target, options, seed: of the swap. Without a target, it is a layer that the architecture has itself, and
-            that was frozen.
+            that was frozen or reverted.
         group: steps of one group make layers that share parameters; it is called by the name of its first convolution.
         frozen: whether the layer was then turned into a plain convolution, by `freeze`.
-        stage: what is frozen can be converted again: steps of a later stage are for what an earlier one has left.
+        stage: what is plain can be converted again: steps of a later stage are for what an earlier one has left.
+        reverted: whether the layer was then turned back into the convolution that it was made from, by `revert`.
     """
 
     name: str
@@ -35,6 +36,12 @@ class RecipeStep:
     group: str | None = None
     frozen: bool = False
     stage: int = 0
+    reverted: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the layer was then turned into a plain convolution, in one way or the other."""
+        return self.frozen or self.reverted
 
     def __getstate__(self) -> dict[str, Any]:
         # Models carry this, and are to be pickled even if an option is a function that cannot be.
@@ -65,7 +72,7 @@ class Recipe:
         return tuple((n, Recipe(tuple(step for step in self.steps if step.stage == n))) for n in numbers)
 
     def followed_by(self, later: Recipe) -> Recipe:
-        """One recipe that does both: in a further stage, if ``later`` converts what is frozen in this one."""
+        """One recipe that does both: in a further stage, if ``later`` converts what is plain in this one."""
         if not self.steps:
             return later
         known = {step.name for step in self.steps}
@@ -86,10 +93,22 @@ class Recipe:
 
         Functions of the user's that made parts of them are left out: a plain convolution has no such part.
         """
+        return self._with_plain(names, {"frozen": True})
+
+    def with_reverted(self, names: Collection[str]) -> Recipe:
+        """The same recipe where the layers of these names are reverted in the end; otherwise as `with_frozen`."""
+        return self._with_plain(names, {"reverted": True})
+
+    def _with_plain(self, names: Collection[str], how: Mapping[str, Any]) -> Recipe:
         last = self.last()
-        marked = [_frozen(step) if step is last.get(step.name) and step.name in names else step for step in self.steps]
-        own = [RecipeStep(name, None, frozen=True) for name in names if name not in last]
-        return Recipe(tuple(marked)).followed_by(Recipe(tuple(own)))
+
+        def marked(step: RecipeStep) -> RecipeStep:
+            if step is not last.get(step.name) or step.name not in names:
+                return step
+            return replace(step, options={} if step.target is None else without_code(step.target, step.options), **how)
+
+        own = [RecipeStep(name, None, **how) for name in names if name not in last]
+        return Recipe(tuple(map(marked, self.steps))).followed_by(Recipe(tuple(own)))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values.
@@ -126,11 +145,6 @@ def make_recipe(steps: Sequence[Step], seed: int) -> Recipe:
     )
 
 
-def _frozen(step: RecipeStep) -> RecipeStep:
-    options = step.options if step.target is None else without_code(step.target, step.options)
-    return replace(step, frozen=True, options=options)
-
-
 def _step_to(step: RecipeStep) -> dict[str, Any]:
     options = {name: require_name(f"the {name} of {step.name!r}", value) for name, value in step.options.items()}
     return asdict(replace(step, options=options))
@@ -141,6 +155,6 @@ def _step_from(entry: Any) -> RecipeStep:
         known = {field.name: entry[field.name] for field in fields(RecipeStep) if field.name in entry}
         with suppress(TypeError):
             step = checked(RecipeStep(**known))
-            if step.target is not None or step.frozen:
+            if (step.target is not None or step.plain) and not (step.frozen and step.reverted):
                 return step
     raise ConvswapError(f"a step of the recipe must have a name, a target, options and a seed, got {str(entry)[:80]!r}")

@@ -19,6 +19,7 @@ from .kernel_errors import KernelError
 from .plan import Plan, Step
 from .position_pictures import PositionPicture
 from .recipe import Recipe
+from .revert_report import Reversion, RevertedLayer
 from .sites import OtherConv
 from .targets.base import Fidelity
 from .verification import Verification
@@ -83,6 +84,7 @@ class Report:
         verification: the comparison with the original, if it was asked for.
         versions: of convswap and torch.
         freezings: what `freeze` did, call by call.
+        reversions: what `revert` did, call by call.
         attention: what the attentions of the model do, if the report was asked for with that.
         borders: what ways to treat the border do to the photos that the conversion was verified on, if it was about
             borders and these were photos.
@@ -100,6 +102,7 @@ class Report:
     freezings: tuple[Freezing, ...] = ()
     attention: AttentionStatistics | None = None
     borders: BorderErrors | None = None
+    reversions: tuple[Reversion, ...] = ()
 
     @property
     def swaps(self) -> tuple[StepReport, ...]:
@@ -123,6 +126,16 @@ class Report:
         last = self.recipe.last()
         layers = {layer.name: layer for freezing in self.freezings for layer in freezing.layers}
         return {name: layer for name, layer in layers.items() if name in last and last[name].frozen}
+
+    def reverted(self) -> dict[str, RevertedLayer]:
+        """What is reverted at present, by name."""
+        last = self.recipe.last()
+        layers = {layer.name: layer for reversion in self.reversions for layer in reversion.layers}
+        return {name: layer for name, layer in layers.items() if name in last and last[name].reverted}
+
+    def plain(self) -> dict[str, FrozenLayer | RevertedLayer]:
+        """What was a layer and is a plain convolution at present, frozen or reverted, by name."""
+        return {**self.frozen(), **self.reverted()}
 
     def total(self, which: Literal["before", "after"]) -> Cost:
         """Cost of all convolutions, or of what is in their places; of what is unknown of some, that of the others.
@@ -175,7 +188,7 @@ class Report:
         def regrouped(step: StepReport) -> StepReport:
             if step.action == "keep" or groups.get(step.name, step.group) == step.group:
                 return step
-            if step.name not in last or last[step.name].stage != stage or last[step.name].frozen:
+            if step.name not in last or last[step.name].stage != stage or last[step.name].plain:
                 return step
             now = made[step.name].cost_after
             after = replace(step.after, parameters=now.parameters, parameter_bytes=now.parameter_bytes)
@@ -190,11 +203,12 @@ class Report:
             ConvswapError: if an option is a function that cannot be imported by a name.
         """
         parts: dict[str, Any] = {"recipe": None, "verification": None, "attention": None, "borders": None}
-        data = asdict(replace(self, steps=(), freezings=(), **parts))
+        data = asdict(replace(self, steps=(), freezings=(), reversions=(), **parts))
         data["steps"] = [step.to_dict() for step in self.steps]
         data["recipe"] = self.recipe.to_dict()
         data["verification"] = None if self.verification is None else self.verification.to_dict()
         data["freezings"] = [freezing.to_dict() for freezing in self.freezings]
+        data["reversions"] = [reversion.to_dict() for reversion in self.reversions]
         data["attention"] = None if self.attention is None else self.attention.to_dict()
         data["borders"] = None if self.borders is None else self.borders.to_dict()
         return {"version": REPORT_VERSION, **data}
@@ -224,6 +238,7 @@ class Report:
                 verification=None if data["verification"] is None else Verification.from_dict(data["verification"]),
                 versions=dict(data["versions"] or {}),
                 freezings=tuple(map(Freezing.from_dict, data.get("freezings", ()))),
+                reversions=tuple(map(Reversion.from_dict, data.get("reversions", ()))),
                 attention=None if data.get("attention") is None else AttentionStatistics.from_dict(data["attention"]),
                 borders=None if data.get("borders") is None else BorderErrors.from_dict(data["borders"]),
             )

@@ -16,6 +16,7 @@ from .formatting import change, further_columns, headline, notes, shorten, total
 from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import gallery, movement
+from .revert_words import revert_sentences
 from .verification_words import verdict, warning
 
 
@@ -66,6 +67,7 @@ def _context(report: Report) -> dict[str, Any]:
         "verdict": verdict(report),
         "warning": warning(report),
         "freezing": freeze_sentences(report),
+        "reverting": revert_sentences(report),
         "attention": None if report.attention is None else _attention(report.attention),
         "borders": None if report.borders is None else section(report.borders),
     }

@@ -18,10 +18,12 @@ from .report import Report, StepReport
 
 def make_report(plan: Plan, recipe: Recipe, earlier: Report | None) -> Report:
     """The report of a plan; what an ``earlier`` conversion of the same model did is taken over into it."""
-    steps = [_describe(step) for step in plan.steps]
+    made = () if earlier is None else tuple(f"{step.name}." if step.name else "" for step in earlier.swaps)
+    own = (step for step in plan.steps if step.site.inside is None or not step.site.name.startswith(made))
+    steps = [_describe(step) for step in own]  # without the parts of what is in place of a convolution
     parameters = plan.trace.parameters
     if earlier is not None:
-        steps = _after(earlier.swaps, steps)
+        steps = _after(earlier, steps)
         recipe = earlier.recipe.followed_by(recipe)
         parameters = earlier.parameters
     return Report(
@@ -34,6 +36,7 @@ def make_report(plan: Plan, recipe: Recipe, earlier: Report | None) -> Report:
         recipe=recipe,
         versions=make_versions(),
         freezings=() if earlier is None else earlier.freezings,
+        reversions=() if earlier is None else earlier.reversions,
     )
 
 
@@ -44,30 +47,40 @@ def make_versions() -> dict[str, str]:
     return {"convswap": __version__, "torch": torch.__version__}
 
 
-def converted_again(before: StepReport, step: StepReport) -> StepReport:
-    """``step``, of the convolution that the layer of the step ``before`` was frozen to, as one of the original."""
-    was = _own_note(before.kind) if before.options is None else f"was converted to {before.target} and frozen before"
+def converted_again(before: StepReport, step: StepReport, reverted: bool) -> StepReport:
+    """``step``, of the convolution that the layer of the step ``before`` has become, as one of the original.
+
+    It was frozen to that, or ``reverted``.
+    """
+    done = "reverted" if reverted else "frozen"
+    was = _own_note(before.kind, done)
+    if before.options is not None:
+        was = f"was converted to {before.target} and {done} before"
     note = "; ".join(filter(None, (was, step.note)))
     return replace(step, kind=before.kind, geometry=before.geometry, before=before.before, note=note)
 
 
 def without_own_note(step: StepReport) -> StepReport:
-    """``step`` without what `converted_again` says of a layer that nothing was known of, but that it was frozen."""
-    note = (step.note or "").removeprefix(_own_note(step.kind)).removeprefix("; ")
-    return replace(step, note=note or None)
+    """``step`` without what `converted_again` says of a layer that nothing was known of, but what became of it."""
+    note = step.note or ""
+    for done in ("frozen", "reverted"):
+        note = note.removeprefix(_own_note(step.kind, done))
+    return replace(step, note=note.removeprefix("; ") or None)
 
 
-def _own_note(kind: str) -> str:
-    return f"was a {kind} of the model's own and frozen before"
+def _own_note(kind: str, done: str) -> str:
+    return f"was a {kind} of the model's own and {done} before"
 
 
-def _after(earlier: Sequence[StepReport], steps: Sequence[StepReport]) -> list[StepReport]:
-    """Both, each name once: what was frozen is a convolution again, kept or converted as any other."""
-    now = {step.name: step for step in steps}
+def _after(earlier: Report, steps: Sequence[StepReport]) -> list[StepReport]:
+    """Both, each name once: what was made plain is a convolution again, kept or converted as any other."""
+    now, last = {step.name: step for step in steps}, earlier.recipe.last()
     merged = []
-    for before in earlier:
+    for before in earlier.swaps:
         step = now.pop(before.name, None)
-        merged.append(before if step is None or step.action == "keep" else converted_again(before, step))
+        if step is not None and step.action == "swap":
+            before = converted_again(before, step, before.name in last and last[before.name].reverted)
+        merged.append(before)
     return [*merged, *now.values()]
 
 

@@ -11,6 +11,7 @@ from .formatting import change, further_columns, headline, notes, shorten, total
 from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import movement
+from .revert_words import revert_sentences
 from .verification_words import verdict, warning
 
 
@@ -36,8 +37,9 @@ def to_markdown(report: Report) -> str:
         lines += ["", *(f"- {_escape(sentence)}" for sentence in sentences)]
     warned = warning(report)
     lines += [] if warned is None else [f"- **warning** {_escape(warned)}"]
-    if report.freezings:
-        lines += ["", *(f"- {_escape(sentence)}" for sentence in freeze_sentences(report))]
+    done = [*freeze_sentences(report), *revert_sentences(report)]
+    if done:
+        lines += ["", *(f"- {_escape(sentence)}" for sentence in done)]
     if report.borders is not None:
         lines += ["", *_borders(report.borders)]
     if report.attention is not None:

@@ -11,6 +11,7 @@ from .formatting import change, further_columns, headline, notes, shorten, total
 from .freeze_words import freeze_sentences
 from .report import Report
 from .report_pictures import movement
+from .revert_words import revert_sentences
 from .rich_text import plain, rendered
 from .verification_words import verdict, warning
 
@@ -40,7 +41,7 @@ def to_rich(report: Report) -> RenderableType:
     warned = warning(report)
     if warned is not None:
         parts.append(plain(warned, style="yellow"))
-    parts += [plain(sentence) for sentence in freeze_sentences(report)]
+    parts += [plain(sentence) for sentence in (*freeze_sentences(report), *revert_sentences(report))]
     if report.borders is not None:
         parts.append(border_rich.to_rich(report.borders))
     if report.attention is not None:

@@ -17,8 +17,9 @@ from .decisions import placement
 from .errors import ConvswapError, ModelError
 from .formatting import shorten
 from .freeze_reasons import reason_in_itself
-from .layers import ConvLayer, HypernetConv2d, PatchDynamicConv2d
+from .layers import ConvLayer, GuidedConv2d, HypernetConv2d, PatchDynamicConv2d
 from .plan import Step
+from .revert_reasons import reverted_or_reason
 from .targets import get_target
 from .throwaway import untouched_randomness
 
@@ -59,19 +60,21 @@ def build_layers(
     return layers
 
 
-def frozen_outline(step: Step) -> nn.Module:
-    """The convolution that the layer of a step freezes to, on the meta device.
+def plain_outline(step: Step, reverted: bool) -> nn.Module:
+    """The convolution that the layer of a step freezes or reverts to, on the meta device.
 
     Raises:
-        ConvswapError: if the layer does not freeze.
+        ConvswapError: if the layer does not.
     """
     layer: Any = get_target(str(step.target)).build(step.site.plain, step.options, None)
-    reason = reason_in_itself(layer)
+    conv, reason = reverted_or_reason(layer) if reverted else (None, reason_in_itself(layer))
     if reason is not None:
+        done = "reverted" if reverted else "frozen"
         raise ConvswapError(
-            f"{step.site.name} is said to be frozen, which a layer of the target {step.target!r} cannot be: {reason}"
+            f"{step.site.name} is said to be {done}, which a layer of the target {step.target!r} cannot be: {reason}"
         )
-    conv: nn.Module = layer.freeze()
+    if conv is None:
+        conv = layer.freeze()
     take_over_attributes(step.site.module, conv)
     return conv.train(step.site.module.training)
 
@@ -170,6 +173,8 @@ def _own_attributes(kind: Any) -> frozenset[str] | None:
     if kind not in CONVS and not issubclass(kind, ConvLayer):
         return None
     try:
+        if issubclass(kind, HypernetConv2d):
+            return frozenset(GuidedConv2d.from_conv(nn.Conv2d(1, 1, 1, device="meta")).__dict__)
         return frozenset(kind(1, 1, 1, device="meta").__dict__)
     except (TypeError, ValueError):
         return None
@@ -183,14 +188,14 @@ def _tie(swaps: list[Step], layers: dict[int, nn.Module]) -> None:
         for name, parameter in step.site.module._parameters.items():
             if parameter is None:
                 continue
-            for place, (module, own_name) in enumerate(_carried(layer, name)):
+            for place, (module, own_name) in enumerate(carried_by(layer, name)):
                 carried = module._parameters[own_name]
                 shared = first.setdefault((id(parameter), place), carried)
                 if shared is not carried and (shared is None or carried is None or shared.shape == carried.shape):
                     module._parameters[own_name] = shared
 
 
-def _carried(layer: nn.Module, name: str) -> tuple[tuple[nn.Module, str], ...]:
+def carried_by(layer: nn.Module, name: str) -> tuple[tuple[nn.Module, str], ...]:
     """The modules that hold what was carried over from a convolution's parameter of this name, and its names there."""
     if isinstance(layer, HypernetConv2d | PatchDynamicConv2d):
         return layer.carried_parameters().get(name, ())

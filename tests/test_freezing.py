@@ -143,7 +143,7 @@ def test_some_layers_only() -> None:
     both: Any = convswap.freeze(frozen, X, mode="mean", where=lambda site: site.module.kernels == 4)
     assert type(both.conv1) is nn.Conv2d
     assert [[layer.name for layer in told.layers] for told in convswap.report(both).freezings] == [["conv2"], ["conv1"]]
-    with pytest.raises(PatternError, match="'conv3' matches none of the 2 convolutions"):
+    with pytest.raises(PatternError, match="'conv3' matches none of the 2 layers"):
         convswap.freeze(model, X, mode="mean", where="conv3")
 
 
@@ -414,7 +414,7 @@ def test_errors_that_are_no_numbers_in_json() -> None:
     assert told.output_error is not None
     assert told.output_error.greatest == told.output_error.mean == math.inf
     data = json.loads(made.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert data["freezings"][0]["output_error"] == {"greatest": None, "mean": None}
+    assert data["freezings"][0]["output_error"] == {"greatest": None, "mean": None, "compared": True}
     assert Report.from_dict(data) == made
 
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from ..errors import ConvswapError, GrowthWarning
 from ..layers.ops._build import BuildError
 from ..layers.ops._load import KernelWarning
-from . import build, convert, diff, doctor, freeze, plan, report, targets
+from . import build, convert, diff, doctor, freeze, plan, report, revert, targets
 from .errors import OutputError, UsageError
 from .output import discard_output, flush, print_error
 
-COMMANDS = (plan, convert, freeze, diff, report, targets, build, doctor)
+COMMANDS = (plan, convert, freeze, revert, diff, report, targets, build, doctor)
 
 DESCRIPTION = "Replace the convolutions of a trained model by other layers, keeping its function."
 
