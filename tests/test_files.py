@@ -507,7 +507,7 @@ def put(data: Any, place: tuple[Any, ...], value: Any) -> Any:
     return data
 
 
-@settings(on_files, max_examples=300)
+@settings(on_files, max_examples=150)
 @given(data=st.data())
 def test_metadata_with_one_damaged_value(saved_once: tuple[Path, str], data: st.DataObject) -> None:
     """It is refused, or what is read can be shown and, for whoever trusts it, loaded or refused."""

@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, in order, in an empty folder that holds the sample checkpoint and a photo."""
+"""Every snippet of the README runs, in order, in an empty folder with the sample checkpoint, a photo and the rules."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ def test_command_snippets_run(
     monkeypatch.chdir(tmp_path)
     shutil.copy(samples.mobilenet_v2_checkpoint(), tmp_path / "mobilenet_v2.pth")
     shutil.copy(samples.photo("cat"), tmp_path / "cat.png")
+    (rules,) = snippets("toml")
+    (tmp_path / "rules.toml").write_text(rules, encoding="utf-8")
     lines = [line for snippet in snippets("sh") for line in snippet.splitlines() if line.startswith("convswap ")]
     assert {line.split()[1] for line in lines} == {command.__name__.rpartition(".")[2] for command in COMMANDS}
     for line in lines:

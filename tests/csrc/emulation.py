@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from .. import fresh_process
+
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc"
 COMPILER = shlex.split(os.environ.get("CXX") or "c++")
@@ -54,10 +56,8 @@ def run_op(name: str, code: str, folder: Path) -> None:
     command += [f"-L{root / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:8000]
-    arguments = [sys.executable, "-c", LOAD.format(name) + code, str(library)]
-    environment = dict(os.environ, CONVSWAP_KERNELS="off")
-    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-4000:]
+    ran = fresh_process.run(LOAD.format(name) + code, str(library), CONVSWAP_KERNELS="off")
+    assert ran.returncode == 0, ran.stderr[-4000:]
 
 
 class Driver:

@@ -1,12 +1,12 @@
 """Every CUDA source compiles, and the library makes its ops known, also where there is no GPU."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
 from convswap.layers.ops._build import SOURCES, build, nvcc
+
+from .. import fresh_process
 
 pytestmark = pytest.mark.skipif(nvcc() is None, reason="needs nvcc, of the CUDA toolkit")
 
@@ -38,8 +38,7 @@ def test_compiles_and_registers():
     library = build("cuda", ["90"])
     wanted = names("cuda", ".cu")
     assert wanted
-    command = [sys.executable, "-c", REGISTERED, str(library), *wanted]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = fresh_process.run(REGISTERED, str(library), *wanted)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

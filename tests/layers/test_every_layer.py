@@ -466,6 +466,12 @@ def case(request):
     return kind, layer, x, kind.run(layer, x)
 
 
+TRACED = [kind for kind in KINDS if kind.layer is Dcls2d or kind.options.get("version") not in ("v0", "max")]
+"""These versions run the same code for any number of axes: `Dcls2d` stands for them where torch traces a layer."""
+
+by_torch = pytest.mark.parametrize("case", TRACED, ids=str, indirect=True)
+
+
 def test_copies(case):
     kind, layer, x, y = case
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
@@ -539,6 +545,7 @@ def test_autocast(case):
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+@by_torch
 def test_compile_without_graph_breaks(case):
     kind, layer, x, y = case
     torch._dynamo.reset()
@@ -551,6 +558,7 @@ def test_compile_without_graph_breaks(case):
         assert relative_error(ours, theirs, least=1e-3) < 1e-10
 
 
+@by_torch
 def test_export_with_any_batch(case):
     kind, layer, x, y = case
     with warnings.catch_warnings():

@@ -260,3 +260,15 @@ def test_what_does_not_fit_is_said(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         explicit_boundary_conv2d(**arguments | changes)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_memory_format_and_dtype_of_the_convolution(device):
+    conv = nn.Conv2d(4, 6, 3, padding=1, device=device, dtype=torch.float64).to(memory_format=torch.channels_last)
+    layer = ExplicitBoundaryConv2d.from_conv(conv)
+    assert is_channels_last(layer.weight)
+    assert is_channels_last(layer.boundary_weight)
+    assert layer.boundary_weight.dtype == layer.boundary_bias.dtype == torch.float64
+    held = layer.boundary_weight
+    layer.reset_parameters()
+    assert layer.boundary_weight is held  # as optimizers hold it

@@ -101,9 +101,9 @@ every_separable = pytest.mark.parametrize(
 
 
 @with_and_without_relu
-@pytest.mark.parametrize("generate_bias", [False, True])
 @every_separable
-def test_separable_fan_in_keeps_the_second_moment_forward(norm, inner_relu, generate_bias, relu):
+def test_separable_fan_in_keeps_the_second_moment_forward(norm, inner_relu, relu):
+    generate_bias = (norm + inner_relu + relu) % 2 == 1  # so any three of the four meet in every way
     ratios = []
     for seed in range(DRAWS):
         pair, x, guide = separable(seed, norm, inner_relu, generate_bias, relu=relu, generate_bias=generate_bias)

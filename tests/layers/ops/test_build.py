@@ -10,6 +10,8 @@ import pytest
 from convswap.layers.ops import _build
 from convswap.layers.ops._build import BuildError, build, library_path
 
+from ... import fresh_process
+
 needs_compiler = pytest.mark.skipif(
     subprocess.run(["sh", "-c", "command -v ${CXX:-c++}"], capture_output=True).returncode != 0,
     reason="needs a C++ compiler",
@@ -73,9 +75,8 @@ def test_flags_and_compiler_are_part_of_the_key(sources, monkeypatch):
 def test_four_at_once_compile_once(sources, tmp_path, monkeypatch):
     log = tmp_path / "log"
     monkeypatch.setenv("CXX", program(tmp_path / "cxx", f'echo "$@" >> {log}\nsleep 1\nexec c++ "$@"'))
-    arguments = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(sources)]
-    running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    told = {process.communicate(timeout=120)[0].strip() for process in running}
+    running = [fresh_process.Running(IN_ANOTHER_PROCESS, str(sources)) for _ in range(4)]
+    told = {process.wait(timeout=120).stdout.strip() for process in running}
     assert told == {str(library_path("cpu"))}
     assert Path(told.pop()).exists()
     assert len(log.read_text().splitlines()) == 2  # one source, and linking

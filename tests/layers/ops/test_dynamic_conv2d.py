@@ -14,6 +14,7 @@ from convswap.layers._geometry import memory_format
 from convswap.layers.ops import dynamic_conv2d as ops
 
 from ..helpers import few_examples
+from .registration import check_registration
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Largest error in each dtype, relative to the largest value."""
@@ -186,10 +187,10 @@ def test_each_op_is_known_to_torch(last):
     case = Case(2, 2, 3, 2, (5, 6), (3, 2), (2, 1), (2, 1, 0, 1), (1, 2), 2, True, FORMATS[last], FORMATS[last])
     x, weight, bias, attention = (t.requires_grad_() for t in case.tensors())
     grad = torch.randn_like(ops.forward(x, weight, bias, attention, *case.geometry)).requires_grad_()
-    torch.library.opcheck(ops.forward, (x, weight, bias, attention, *case.geometry))
-    torch.library.opcheck(ops.forward, (x, weight, None, attention, *case.geometry))
-    torch.library.opcheck(ops.input_grad, (grad, weight, attention, list(x.shape[1:]), *case.geometry))
-    torch.library.opcheck(ops.weight_grad, (grad, x, weight, attention, *case.geometry))
+    check_registration(ops.forward, (x, weight, bias, attention, *case.geometry))
+    check_registration(ops.forward, (x, weight, None, attention, *case.geometry))
+    check_registration(ops.input_grad, (grad, weight, attention, list(x.shape[1:]), *case.geometry))
+    check_registration(ops.weight_grad, (grad, x, weight, attention, *case.geometry))
 
 
 def test_compiled_whole_with_its_backward():

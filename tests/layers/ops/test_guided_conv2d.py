@@ -13,6 +13,7 @@ from convswap.layers._geometry import memory_format as format_of
 from convswap.layers.ops._load import kernels_loaded
 
 from .guided import DTYPES, FORMATS, Case, by_index, cases
+from .registration import check_registration
 
 SMALL = {
     False: Case(2, None, 3, 2, (6, 7), (3, 2), (2, 1), (2, 1, 0, 1), (1, 2), True),
@@ -114,10 +115,10 @@ def test_each_op_is_known_to_torch(local, memory_format):
     case = replace(SMALL[local], memory_format=memory_format)
     x, weight, bias = (t.requires_grad_() for t in case.tensors())
     grad = torch.randn_like(case.ops.forward(x, weight, bias, *case.geometry)).requires_grad_()
-    torch.library.opcheck(case.ops.forward, (x, weight, bias, *case.geometry))
-    torch.library.opcheck(case.ops.forward, (x, weight, None, *case.geometry))
-    torch.library.opcheck(case.ops.input_grad, (grad, weight, case.input_size, *case.geometry))
-    torch.library.opcheck(case.ops.weight_grad, (grad, x, *case.geometry))
+    check_registration(case.ops.forward, (x, weight, bias, *case.geometry))
+    check_registration(case.ops.forward, (x, weight, None, *case.geometry))
+    check_registration(case.ops.input_grad, (grad, weight, case.input_size, *case.geometry))
+    check_registration(case.ops.weight_grad, (grad, x, *case.geometry))
 
 
 @each

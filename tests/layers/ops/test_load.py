@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+
+from ... import fresh_process
 
 SCRIPT = """
 import json, sys, warnings
@@ -31,8 +31,7 @@ USE = """
 def run(code=USE, **environment):
     """What a fresh process tells that runs ``code``."""
     script = SCRIPT.format(code=code.strip())
-    variables = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=variables, timeout=300)
+    done = fresh_process.run(script, **environment)
     if done.returncode:
         return done.stderr.strip().splitlines()[-1]
     return json.loads(done.stdout)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from convswap.layers.ops import padding_free_conv as ops
 
 from ..helpers import CONV_FUNCTIONS, is_channels_last, relative_error, seeds
+from .registration import check_registration
 from .test_extrapolate_pad import LAST, by_matrices, polynomial_matrix
 
 DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1.5e-3}
@@ -181,9 +182,9 @@ def test_each_op_is_known_to_torch(keep, channels_last):
     case = Case(**{**vars(ONE), "keep": keep, "channels_last": channels_last})
     x, weight, bias = (t.requires_grad_() for t in case.tensors())
     grad = torch.randn_like(ops.forward(x, weight, bias, *case.geometry)).requires_grad_()
-    torch.library.opcheck(ops.forward, (x, weight, bias if keep else None, *case.geometry))
-    torch.library.opcheck(ops.input_grad, (grad, weight, case.input_size, *case.geometry))
-    torch.library.opcheck(ops.weight_grad, (grad, x, list(case.kernel), *case.geometry, keep))
+    check_registration(ops.forward, (x, weight, bias if keep else None, *case.geometry))
+    check_registration(ops.input_grad, (grad, weight, case.input_size, *case.geometry))
+    check_registration(ops.weight_grad, (grad, x, list(case.kernel), *case.geometry, keep))
 
 
 def test_only_image_and_kernel_are_kept():
