@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
 from .conv_classes import CONVS
 from .errors import NothingToSwapError
+from .freeze_report import KeptLayer
 from .layers import ConvLayer
 from .modules import within
 from .sites import ConvSite
 from .where import Where, matching
+
+
+def nothing_to(verb: str, model: nn.Module, kept: Sequence[KeptLayer]) -> NothingToSwapError:
+    """The error where all chosen layers are kept, with the reasons of the first."""
+    lines = "".join(f"\n  {layer.name or 'the model'}: {layer.reason}" for layer in kept[:8])
+    return NothingToSwapError(f"nothing to {verb}: {type(model).__name__} has no layer that can be{lines}")
 
 
 def chosen_layers(model: nn.Module, where: Where, verb: str, others: Collection[str] = ()) -> dict[str, nn.Module]:

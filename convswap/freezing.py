@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from .attention_batches import Batches, BatchRunner, Moments, watching_attentions
 from .carried_report import attach_report
-from .chosen_layers import chosen_layers
+from .chosen_layers import chosen_layers, nothing_to
 from .distances import measured
-from .errors import ConvswapError, NothingToSwapError, OptionError
+from .errors import ConvswapError, OptionError
 from .formatting import shorten
 from .freeze_reasons import reason_against, reason_in_itself
 from .freeze_report import FreezeMode, Freezing, FrozenLayer, KeptLayer
@@ -70,8 +70,7 @@ def freeze(model: nn.Module, data: Batches = None, *, mode: FreezeMode = "exact"
     )
     layers = {name: chosen[name] for name in chosen if name not in {layer.name for layer in kept}}
     if not layers:
-        lines = "".join(f"\n  {layer.name or 'the model'}: {layer.reason}" for layer in kept[:8])
-        raise NothingToSwapError(f"nothing to freeze: {type(model).__name__} has no layer that can be{lines}")
+        raise nothing_to("freeze", model, kept)
     frozen, convs = freeze_layers(model, layers, means)
     errors, at_output = ({}, None) if runner is None else measured(runner, model, frozen, layers, convs)
     told = tuple(

@@ -10,9 +10,9 @@ from torch import nn
 
 from .attention_batches import Batches, BatchRunner
 from .carried_report import attach_report, earlier_report
-from .chosen_layers import chosen_layers
+from .chosen_layers import chosen_layers, nothing_to
 from .distances import measured
-from .errors import ConvswapError, NothingToSwapError
+from .errors import ConvswapError
 from .freeze_report import KeptLayer
 from .frozen_report import with_reversion
 from .layers.reverted import Lost
@@ -67,8 +67,7 @@ def revert(model: nn.Module, where: Where = "*", *, data: Batches = None) -> nn.
     )
     pairs = {name: pair for name, pair in found.items() if not isinstance(pair, str)}
     if not pairs:
-        lines = "".join(f"\n  {layer.name or 'the model'}: {layer.reason}" for layer in kept[:8])
-        raise NothingToSwapError(f"nothing to revert: {type(model).__name__} has no layer that can be{lines}")
+        raise nothing_to("revert", model, kept)
     layers = {name: chosen[name] for name in pairs}
     convs = {name: conv for name, (conv, _) in pairs.items()}
     made = _reverted(model, layers, convs)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import benchmarks.census.numbers as numbers_of
 import benchmarks.census.training as training_of
-from benchmarks.census import carried_gradients
+from benchmarks.census import carried_gradients, turns
 from benchmarks.census.budget import LATER, LEFT_OUT, groups, memory_limit
 from benchmarks.census.carried_gradients import carried_errors
 from benchmarks.census.catalogue import all_names, families
@@ -272,7 +272,7 @@ def test_asking_for_too_much_memory_fails_alone() -> None:
 
 def test_no_target_is_begun_after_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numbers_of, "TIME_LIMIT", -1)
-    assert numbers("timm:test_vit", ["dcls"])["targets"] == {"dcls": {"error": numbers_of.NO_TIME}}
+    assert numbers("timm:test_vit", ["dcls"])["targets"] == {"dcls": {"error": turns.NO_TIME}}
 
 
 class Backward(torch.autograd.Function):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 import warnings
@@ -16,7 +15,7 @@ from torch import nn
 
 from convswap import Swap, trace, verify
 from convswap.carried_report import attach_report
-from convswap.errors import GrowthWarning, NothingToSwapError
+from convswap.errors import GrowthWarning
 from convswap.plan import Plan, plan_traced
 from convswap.recipe import make_recipe
 from convswap.report_making import make_report
@@ -25,10 +24,11 @@ from convswap.sites import Trace
 from convswap.targets import all_targets
 from convswap.verification import Verification
 
-from .budget import LEFT_OUT, groups, kept, left_out, memory_limit
+from .budget import LEFT_OUT, groups, kept, left_out
 from .magnitudes import greatest, rounded
 from .prepared import in_double
 from .smallest import SmallestInput, smallest_input
+from .turns import by_turns
 
 BORDER_TARGETS = frozenset({"padding_free", "extrapolated", "partial", "random_pad"})
 """Those that promise the interior alone: they are compared on larger inputs, whose maps have one."""
@@ -55,8 +55,6 @@ TIME_LIMIT = 60
 """Seconds of a core after which no target is begun."""
 
 NO_INTERIOR = "each window crosses the border"
-NO_TIME = "not begun, as the time for this model was over"
-
 LARGE = 10**6
 """Numbers in a sample from which a batch is a single one."""
 
@@ -108,21 +106,8 @@ def _on(
     found = traced(model, given)
     model.double()
     call = given.call(batch_of(given), dtype=torch.float64)
-    for to, only in targets.items():
-        start = time.process_time()
-        records[to] = {}
-        if start - begun > TIME_LIMIT:
-            records[to]["error"] = NO_TIME
-            continue
-        try:
-            with memory_limit(MEMORY_LIMIT):
-                records[to] = compare(model, found, to, call, only)
-        except NothingToSwapError:
-            records[to] = {"swapped": 0}
-        except Exception as error:  # what it is goes into the record, and the other targets go on
-            records[to] = {"error": in_words(error)}
-        records[to]["seconds"] = round(time.process_time() - start, 2)
-        gc.collect(1)
+    end = begun + TIME_LIMIT
+    by_turns(targets, records, lambda to: compare(model, found, to, call, targets[to]), end, MEMORY_LIMIT)
 
 
 def _add(record: dict[str, Any], again: dict[str, Any]) -> None:
@@ -254,11 +239,6 @@ def _summary(checked: Verification) -> dict[str, Any]:
         how = "have other shapes" if output is None else f"differ (relative error {output:.1e})"
         summary["error"] = f"the outputs {how}"
     return summary
-
-
-def in_words(error: Exception) -> str:
-    """The first line of what an exception says."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _reasons(checked: Verification) -> Iterator[str]:

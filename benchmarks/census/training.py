@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,19 +14,19 @@ from torch.utils._pytree import tree_leaves
 
 from convswap import Swap
 from convswap.comparing import compare_outputs, compare_tensors, interior
-from convswap.errors import NothingToSwapError
 from convswap.plan import Plan, plan_traced
 from convswap.sites import Trace
 from convswap.targets import all_targets
 from convswap.targets.base import Fidelity
 from convswap.throwaway import untouched_randomness
 
-from .budget import LEFT_OUT, groups, kept, memory_limit
+from .budget import LEFT_OUT, groups, kept
 from .carried_gradients import Gradients, carried_errors
 from .magnitudes import greatest, greatest_of, rounded
-from .numbers import NO_TIME, ROOM, batch_of, carried_out, in_words, traced
+from .numbers import ROOM, batch_of, carried_out, traced
 from .prepared import in_double, without_randomness
 from .smallest import SmallestInput, smallest_input
+from .turns import by_turns
 
 MEMORY_LIMIT = 3 * 2**29
 """Bytes, in single precision, that the layers of a converted model may take with what they keep for gradients."""
@@ -107,21 +106,8 @@ def _on(name: str, given: SmallestInput, targets: Iterable[str], records: dict[s
     without_randomness(model).double().train()
     call = with_labels(given, given.call(batch_of(given), dtype=torch.float64))
     original = training_step(model, call, [site.module for site in found.sites])
-    for to in targets:
-        start = time.process_time()
-        records[to] = {}
-        if start - begun > TIME_LIMIT:
-            records[to]["error"] = NO_TIME
-            continue
-        try:
-            with memory_limit(ASKED_LIMIT):
-                records[to] = _compare(model, original, found, to, call)
-        except NothingToSwapError:
-            records[to] = {"swapped": 0}
-        except Exception as error:  # what it is goes into the record, and the other targets go on
-            records[to] = {"error": in_words(error)}
-        records[to]["seconds"] = round(time.process_time() - start, 2)
-        gc.collect(1)
+    end = begun + TIME_LIMIT
+    by_turns(targets, records, lambda to: _compare(model, original, found, to, call), end, ASKED_LIMIT)
 
 
 def with_labels(given: SmallestInput, call: tuple[Any, ...]) -> tuple[Any, ...]:
