@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()
-_CONTEXT = multiprocessing.get_context("forkserver" if FORKS else "spawn")
+FORKING = "forkserver" if FORKS else "spawn"
+"""How all tests start processes: the server that forks them is one, and must have imported nothing but torch."""
+
+_CONTEXT = multiprocessing.get_context(FORKING)
 if FORKS:
     _CONTEXT.set_forkserver_preload(["torch"])
 

@@ -85,7 +85,7 @@ def test_bad_option_values(to: str, options: dict[str, object], message: str) ->
 
 def test_a_plan_without_a_swap_lists_the_reasons() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
-    with pytest.raises(NothingToSwapError, match=r"all 2 convolutions of Sequential are kept\n  2 x a 1x1 kernel"):
+    with pytest.raises(NothingToSwapError, match=r"all 2 convolutions of Sequential are kept\n  2 x a 1×1 kernel"):
         convswap.plan(model, to="dcls")
 
 

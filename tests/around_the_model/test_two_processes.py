@@ -4,7 +4,6 @@ import copy
 import os
 import time
 import warnings
-from multiprocessing import set_forkserver_preload
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import torch.multiprocessing as mp
 
 import convswap
 
+from ..fresh_process import FORKING
 from ..guided import awake
 from ..models import TwoConvs
 from .models import assert_same, converted, gradients, images
@@ -142,8 +142,8 @@ def test_two_processes(tmp_path):
         start = start_of(name)
         torch.save(start, tmp_path / f"{name}.start")
         dcp.save({"model": start.state_dict()}, checkpoint_id=tmp_path / f"{name}.single", no_dist=True)
-    set_forkserver_preload([__name__])  # both import it at the cost of one; not forks of a process with other threads
-    mp.start_processes(in_process, (str(tmp_path),), nprocs=PROCESSES, start_method="forkserver")
+    # Forks of a process that has torch and no other threads.
+    mp.start_processes(in_process, (str(tmp_path),), nprocs=PROCESSES, start_method=FORKING)
     assert all((tmp_path / f"done.{rank}").exists() for rank in range(PROCESSES))
     for name in CASES:
         expected = torch.load(tmp_path / f"{name}.expected")
