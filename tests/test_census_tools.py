@@ -16,7 +16,9 @@ from torch import nn
 from benchmarks.census import __main__ as census
 from benchmarks.census import results, tables, workers
 from benchmarks.census.catalogue import all_names, build, families, varied
+from benchmarks.census.file import read_census
 from benchmarks.census.made_convolutions import made_convolutions
+from benchmarks.census.reasons import in_general
 from benchmarks.census.structure import structure_of
 from convswap.errors import FileError
 
@@ -135,7 +137,7 @@ RECORDS = {
         "whole": False,
         "regions": 2,
         "failures": {"x": "TraceError: no. See the documentation"},
-        "targets": {"dcls": {"swapped": 0, "kept": {"its kernel would take 300 MiB": 2}}, "partial": {"error": "bad"}},
+        "targets": {"dcls": {"swapped": 0, "kept": {"its kernel would take …": 2}}, "partial": {"error": "bad"}},
         "seconds": {"all": 1.5},
     },
     "timm:c": {"failure": "stopped after 3 s, the limit of time"},
@@ -160,7 +162,7 @@ def test_a_broken_run_goes_on_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert content["structure"] == RECORDS
     assert content["versions"] == results.versions()
     assert [file.name for file in tmp_path.iterdir()] == ["census.json"]
-    assert results.read_census(path) == content
+    assert read_census(path) == content
     assert results.Results(path, "structure", whole=True).begun == {}
 
 
@@ -177,14 +179,19 @@ def test_runs_over_some_models_leave_a_broken_run_over_all_alone(tmp_path: Path)
     assert results.Results(path, "structure", whole=True).begun == {"timm:a": {"seconds": 1}}
 
 
-def test_reasons_are_written_once(tmp_path: Path) -> None:
+def test_what_models_have_in_common_is_written_once(tmp_path: Path) -> None:
     path = tmp_path / "census.json"
     kept = results.Results(path, "structure", whole=True)
     for name in "abcdefgh":
         kept.add(f"timm:{name}", RECORDS["timm:a"])
     kept.write(kept.begun)
     assert path.read_text().count("a 1×1 kernel has nothing to space") == 1
-    assert json.loads(path.read_text())["structure"]["timm:a"]["targets"]["dcls"] == {"swapped": 2, "kept": {"0": 1}}
+    written = json.loads(path.read_text())
+    assert written["targets"] == list(RECORDS["timm:a"]["targets"])
+    assert {tuple(record["targets"]) for record in written["structure"].values()} == {
+        tuple(range(len(written["outcomes"])))
+    }
+    assert written["outcomes"][0] == {"swapped": 2, "kept": {"0": 1}}
 
 
 def test_some_models_replace_their_records_and_other_sections_stay(tmp_path: Path) -> None:
@@ -218,12 +225,16 @@ def test_results_of_other_versions_are_not_mixed(tmp_path: Path, monkeypatch: py
     assert other.write(["timm:b"])["structure"] == {"timm:b": RECORDS["timm:b"]}
 
 
+_NO_SUCH_OUTCOME = '{"targets": ["dcls"], "outcomes": [], "reasons": [], "structure": {"a": {"targets": [7]}}}'
+_NO_SUCH_REASON = '{"targets": [], "outcomes": [{"kept": {"7": 1}}], "reasons": []}'
+
+
 def test_a_file_that_is_no_census_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "census.json"
-    for text in ("nothing", "[]", '{"reasons": [], "structure": {"a": {"targets": {"dcls": {"kept": {"7": 1}}}}}}'):
+    for text in ("nothing", "[]", _NO_SUCH_REASON, _NO_SUCH_OUTCOME):
         path.write_text(text)
         with pytest.raises(FileError, match="is no census"):
-            results.read_census(path)
+            read_census(path)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +251,7 @@ def test_a_file_that_is_no_census_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_reasons_in_general(reason: str, general: str) -> None:
-    assert tables.in_general(reason) == general
+    assert in_general(reason) == general
 
 
 def test_tables_tell_of_everything_out_of_the_ordinary() -> None:
@@ -332,7 +343,7 @@ def test_convolutions_outside_of_the_modules_are_counted() -> None:
 def test_a_command_for_one_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "census.json"
     assert census.main(["timm:resnet10t", "--json", str(path), "--workers", "1"]) == 0
-    record = results.read_census(path)["structure"]["timm:resnet10t"]
+    record = read_census(path)["structure"]["timm:resnet10t"]
     assert record["whole"]
     assert record["sites"] == {"Conv2d": 14}
     assert "missing" not in record

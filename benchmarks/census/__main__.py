@@ -21,10 +21,10 @@ from convswap.errors import ConvswapError, FileError, UnknownNameError, did_you_
 
 from . import results, tables
 from .catalogue import all_names, varied
+from .file import Record
 from .structure import structure
 from .workers import run_each
 
-Record = dict[str, Any]
 CENSUS = Path(__file__).parent.parent / "census.json"
 
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .file import Record
 from .numbers import FRAMES, GROUPS, LARGE, MORE_ROOM, ROOM
 from .tables import table
 
-Record = dict[str, Any]
 Records = Mapping[str, Record]
 
 _NUMBER_HEAD = (

@@ -51,7 +51,7 @@ GROUPS = 4
 MEMORY_LIMIT = 4 * 2**30
 """Bytes that the comparisons of one model may ask for."""
 
-TIME_LIMIT = 60
+TIME_LIMIT = 300
 """Seconds of a core after which no target is begun."""
 
 NO_INTERIOR = "each window crosses the border"

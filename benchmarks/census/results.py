@@ -1,24 +1,22 @@
-"""The census' file: JSON with what is found of each model, written when a run is over, and what a broken run left."""
+"""What a run finds, model by model: kept as it comes, and put into the census' file when the run is over."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import date
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 import timm
 import torch
 import torchvision
 
 from convswap import __version__
-from convswap.atomic import write_text
 from convswap.errors import FileError
 
-Record = dict[str, Any]
-SECTIONS = ("structure", "numbers", "training")
+from .file import SECTIONS, Record, read_census, write_census
 
 
 def versions() -> dict[str, str]:
@@ -130,60 +128,3 @@ class Results:
 
 def _told(made_with: Any) -> str:
     return ", ".join(f"{library} {version}" for library, version in dict(made_with or {}).items()) or "unknown versions"
-
-
-def read_census(path: Path) -> dict[str, Any]:
-    """What the file at ``path`` holds, reasons in words; nothing if there is no file.
-
-    Raises:
-        FileError: if it is no census.
-    """
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        reasons = content.pop("reasons")
-        for record in content.get("structure", {}).values():
-            for outcome in record.get("targets", {}).values():
-                if "kept" in outcome:
-                    outcome["kept"] = {reasons[int(index)]: number for index, number in outcome["kept"].items()}
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
-        raise FileError(f"{path} is no census: {error}") from error
-    return cast(dict[str, Any], content)
-
-
-def write_census(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the file at once; reasons, which come again and again, once each and by number elsewhere."""
-    numbers: dict[str, int] = {}
-    structure = {name: _with_numbers(record, numbers) for name, record in content.get("structure", {}).items()}
-    body = {**content, "structure": structure, "reasons": list(numbers)}
-    write_text(path, _text(body), overwrite=True)
-
-
-def _text(body: Mapping[str, Any]) -> str:
-    """JSON with a line for each record, so that a difference of two files can be read."""
-    parts = []
-    for key, value in body.items():
-        if key in SECTIONS:
-            lines = ",\n".join(f"{json.dumps(name)}:{_compact(record)}" for name, record in value.items())
-            parts.append(f"{json.dumps(key)}:{{\n{lines}\n}}")
-        elif isinstance(value, list):
-            parts.append(f"{json.dumps(key)}:[\n" + ",\n".join(map(_compact, value)) + "\n]")
-        else:
-            parts.append(f"{json.dumps(key)}:{_compact(value)}")
-    return "{" + ",\n".join(parts) + "}\n"
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _with_numbers(record: Record, numbers: dict[str, int]) -> Record:
-    """``record`` with the numbers of its reasons in their place, those of new ones added to ``numbers``."""
-    if not record.get("targets"):
-        return record
-    targets = {}
-    for target, outcome in record["targets"].items():
-        kept = {numbers.setdefault(why, len(numbers)): count for why, count in outcome.get("kept", {}).items()}
-        targets[target] = {**outcome, "kept": kept} if kept else outcome
-    return {**record, "targets": targets}

@@ -17,8 +17,9 @@ from convswap.inputs import default_input_shape
 from convswap.throwaway import cleared_caches, throwaway_copy, untouched_randomness
 
 from .catalogue import build, families, family
+from .file import read_census
 from .prepared import as_if_trained
-from .results import read_census, versions
+from .results import versions
 
 CENSUS = Path(__file__).parent.parent / "census.json"
 

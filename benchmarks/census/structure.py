@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from convswap.sites import ConvSite, Trace
 from convswap.targets import all_targets
 
 from .catalogue import build_and_tell
+from .file import Record
 from .made_convolutions import made_convolutions
-
-Record = dict[str, Any]
+from .reasons import in_general
 
 
 def structure(name: str, targets: Iterable[str] | None = None) -> Record:
@@ -50,7 +50,7 @@ def structure_of(model: nn.Module, targets: Iterable[str] | None = None) -> Reco
     * ``regions``: how many; ``whole``: whether it was traced as one graph, with nothing left out; ``failures``: the
       modules that could not be traced, and why; ``unknown_shapes``: why shapes are unknown.
     * ``missing``: convolutions of the model that are no site; ``unreached``: sites that no forward pass calls, by why.
-    * ``targets``: for each, ``swapped``, how many; ``kept``: how many by reason; ``error``, if there was one.
+    * ``targets``: for each, ``swapped``, how many; ``kept``: how many by reason `in_general`; ``error``, if any.
     * ``seconds``: for the trace, and for the plans of all targets and their layers.
     """
     started = time.process_time()
@@ -118,18 +118,25 @@ def _try(target: str, model: nn.Module, found: Trace) -> Record:
         places = {name for step in plan.swaps for name in step.site.names()}
         difference = _not_as_planned(plan, layers) or _difference(model, converted, places, layers)
     except NothingToSwapError as error:
-        return {"swapped": 0, "kept": dict(error.reasons)}
+        return {"swapped": 0, "kept": _in_general(error.reasons)}
     except ConvswapError as error:
         return {"error": str(error)}
     except Exception as error:  # a bug, which the record is to name
         return {"error": f"{type(error).__name__}: {error}"[:500]}
-    kept = Counter(step.reason for step in plan.keeps)
+    kept = _in_general(Counter(step.reason for step in plan.keeps))
     record: Record = {"swapped": len(plan.swaps)}
     if kept:
         record["kept"] = kept
     if difference is not None:
         record["error"] = difference
     return record
+
+
+def _in_general(reasons: Mapping[str, int]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for why, number in reasons.items():
+        found[in_general(why)] += number
+    return found
 
 
 def _not_as_planned(plan: Plan, layers: dict[int, nn.Module]) -> str | None:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .results import SECTIONS
+from .file import SECTIONS, Record
+from .reasons import in_general
 
-Record = dict[str, Any]
 Records = Mapping[str, Record]
 
 
@@ -149,7 +149,7 @@ def _reasons(records: Records) -> Iterator[str]:
     for _, target, outcome in _outcomes(records):
         of_model: Counter[tuple[str, str]] = Counter()
         for why, number in outcome.get("kept", {}).items():
-            of_model[target, in_general(why)] += number
+            of_model[target, why] += number
         numbers.update(of_model)
         models.update(of_model.keys())
     everywhere = _of_all_targets(numbers, {target for _, target, _ in _outcomes(records)})
@@ -171,15 +171,6 @@ def _of_all_targets(numbers: Counter[tuple[str, str]], targets: set[str]) -> dic
         for why, of in found.items()
         if set(of) == targets and len(targets) > 1 and len(set(of.values())) == 1
     }
-
-
-def in_general(reason: str) -> str:
-    """A reason without names and large numbers, which are of one convolution: ``it is …, not 1×1``."""
-    general = re.sub(r"(?<!\w)'[^']*'(?!\w)(?<!'reflect')(?<!'replicate')(?<!'circular')", "…", reason)
-    general = re.sub(r"groups=(?!1\b)\d+", "groups=…", general)
-    general = re.sub(r"\d+(?:×\d+)+", lambda size: size[0] if set(size[0].split("×")) == {"1"} else "…", general)
-    general = re.sub(r"(?<![\w.×-])\d[\d.]*(?: (?:[KMGT]i)?B| [kMGT](?= numbers))(?!\w)", "…", general)
-    return re.sub(r"(?<![\w.×-])(?![0123](?!\d))\d+(?:\.\d+)?(?![\w×])", "…", general)
 
 
 def _oddities(records: Records, good: Records) -> Iterator[str]:

@@ -38,7 +38,7 @@ OUTPUT_LIMIT = 1e-10
 ASKED_LIMIT = 4 * 2**30
 """Bytes that the training steps of one model may ask for."""
 
-TIME_LIMIT = 45
+TIME_LIMIT = 300
 """Seconds of a core after which no target is begun."""
 
 NOT_RUN = "it does not run in training mode"
