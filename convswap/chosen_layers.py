@@ -8,9 +8,9 @@ from torch import nn
 
 from .conv_classes import CONVS
 from .errors import NothingToSwapError
-from .freeze_report import KeptLayer
 from .layers import ConvLayer
 from .modules import within
+from .plain_report import KeptLayer
 from .sites import ConvSite
 from .where import Where, matching
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,9 +13,24 @@ from torch.utils._pytree import tree_leaves
 
 from .attention_batches import BatchRunner, watching
 from .errors import ConvswapError
-from .freeze_report import Distance
 from .further_inputs import without_further_inputs
 from .modules import evaluation_mode
+from .plain_report import Distance
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured; without data nothing.
+
+    Attributes:
+        layers: how far each convolution is from the layer that it was, by name, of those that the data reached.
+        output: how far the model's output is from what it was.
+        samples: of the data.
+    """
+
+    layers: Mapping[str, Distance] = field(default_factory=dict)
+    output: Distance | None = None
+    samples: int = 0
 
 
 def measured(
@@ -23,8 +39,8 @@ def measured(
     made: nn.Module,
     layers: Mapping[str, nn.Module],
     convs: Mapping[str, nn.Module],
-) -> tuple[dict[str, Distance], Distance]:
-    """How far each convolution is from the layer that it was, and the model's output from what it was.
+) -> Measured:
+    """How far convolutions are from the layers that they were, and the model's output from what it was.
 
     Args:
         runner: runs ``model`` over the data.
@@ -57,7 +73,8 @@ def measured(
 
     with evaluation_mode(made), watching(layers, compare):
         runner.run(each)
-    return {name: found.result() for name, found in distances.items()}, at_output.result()
+    layers_apart = {name: found.result() for name, found in distances.items()}
+    return Measured(layers_apart, at_output.result(), runner.samples)
 
 
 class _Distances:

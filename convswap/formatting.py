@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .freeze_report import Distance
+    from .plain_report import Distance
     from .report import Report
     from .verification import LayerCheck, Verification
 

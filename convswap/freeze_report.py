@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from .field_types import checked
+from .plain_report import Distance, KeptLayer, call_from_dict, call_to_dict
 
 FreezeMode = Literal["exact", "mean"]
-
-
-@dataclass(frozen=True)
-class Distance:
-    """How far what is frozen is from what it was, over a data set.
-
-    Attributes:
-        greatest: greatest difference, divided by the greatest magnitude; infinite if shapes differ, or nothing could
-            be compared.
-        mean: root mean square of the differences, divided by that of the values; infinite likewise.
-        compared: whether anything could be compared: not if nothing finite was there to compare with.
-    """
-
-    greatest: float
-    mean: float
-    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,15 +26,6 @@ class FrozenLayer:
     kind: str
     fidelity: Literal["exact", "approximate"]
     error: Distance | None
-
-
-@dataclass(frozen=True)
-class KeptLayer:
-    """A layer that could not be frozen, and why."""
-
-    name: str
-    kind: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -73,12 +47,8 @@ class Freezing:
     samples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; distances that are infinite are None, as JSON has no such numbers."""
-        return {
-            **asdict(self),
-            "layers": [{**asdict(layer), "error": written(layer.error)} for layer in self.layers],
-            "output_error": written(self.output_error),
-        }
+        """JSON values; numbers that are infinite are None, as JSON has no such numbers."""
+        return call_to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Freezing:
@@ -87,22 +57,4 @@ class Freezing:
         Raises:
             TypeError, KeyError: if the data is none.
         """
-        layers = tuple(checked(FrozenLayer(**{**one, "error": distance_from(one["error"])})) for one in data["layers"])
-        kept = tuple(checked(KeptLayer(**one)) for one in data["kept"])
-        read = {"layers": layers, "kept": kept, "output_error": distance_from(data["output_error"])}
-        return checked(cls(**{**data, **read}))
-
-
-def written(distance: Distance | None) -> dict[str, float | None] | None:
-    """JSON values of a distance; those that are infinite are None."""
-    if distance is None:
-        return None
-    return {name: value if math.isfinite(value) else None for name, value in asdict(distance).items()}
-
-
-def distance_from(data: Any) -> Distance | None:
-    """The inverse of `written`, for data of any origin."""
-    if data is None:
-        return None
-    values: dict[str, Any] = {name: math.inf if value is None else value for name, value in data.items()}
-    return checked(Distance(**values))
+        return call_from_dict(cls, FrozenLayer, data)

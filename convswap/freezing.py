@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from .attention_batches import Batches, BatchRunner, Moments, watching_attentions
 from .carried_report import attach_report
 from .chosen_layers import chosen_layers, nothing_to
-from .distances import measured
+from .distances import Measured, measured
 from .errors import ConvswapError, OptionError
 from .formatting import shorten
 from .freeze_reasons import reason_against, reason_in_itself
-from .freeze_report import FreezeMode, Freezing, FrozenLayer, KeptLayer
+from .freeze_report import FreezeMode, Freezing, FrozenLayer
 from .frozen_report import with_freezing
 from .layers.attended import AttendedConv
 from .plain_copies import copy_with_convs
+from .plain_report import KeptLayer
 from .refusals import refuse_wrapped
 from .rewrite import take_over_attributes
 from .where import Where
@@ -72,11 +73,12 @@ def freeze(model: nn.Module, data: Batches = None, *, mode: FreezeMode = "exact"
     if not layers:
         raise nothing_to("freeze", model, kept)
     frozen, convs = freeze_layers(model, layers, means)
-    errors, at_output = ({}, None) if runner is None else measured(runner, model, frozen, layers, convs)
+    apart = Measured() if runner is None else measured(runner, model, frozen, layers, convs)
     told = tuple(
-        FrozenLayer(name, type(layer).__name__, fidelity_of(layer), errors.get(name)) for name, layer in layers.items()
+        FrozenLayer(name, type(layer).__name__, fidelity_of(layer), apart.layers.get(name))
+        for name, layer in layers.items()
     )
-    freezing = Freezing(mode, told, kept, at_output, 0 if runner is None else runner.samples)
+    freezing = Freezing(mode, told, kept, apart.output, apart.samples)
     attach_report(frozen, with_freezing(model, layers, convs, freezing))
     return frozen
 

@@ -66,8 +66,7 @@ def _context(report: Report) -> dict[str, Any]:
         "totals": totals(report),
         "verdict": verdict(report),
         "warning": warning(report),
-        "freezing": freeze_sentences(report),
-        "reverting": revert_sentences(report),
+        "made_plain": {"Frozen": freeze_sentences(report), "Reverted": revert_sentences(report)},
         "attention": None if report.attention is None else _attention(report.attention),
         "borders": None if report.borders is None else section(report.borders),
     }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from .field_types import checked
-from .freeze_report import Distance, KeptLayer, distance_from, written
+from .plain_report import Distance, KeptLayer, call_from_dict, call_to_dict
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,7 @@ class Reversion:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; numbers that are infinite are None, as JSON has no such numbers."""
-        return {
-            **asdict(self),
-            "layers": [{**asdict(layer), "error": written(layer.error)} for layer in self.layers],
-            "output_error": written(self.output_error),
-        }
+        return call_to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Reversion:
@@ -66,9 +61,4 @@ class Reversion:
         Raises:
             TypeError, KeyError: if the data is none.
         """
-        layers = tuple(
-            checked(RevertedLayer(**{**one, "error": distance_from(one["error"])})) for one in data["layers"]
-        )
-        kept = tuple(checked(KeptLayer(**one)) for one in data["kept"])
-        read = {"layers": layers, "kept": kept, "output_error": distance_from(data["output_error"])}
-        return checked(cls(**{**data, **read}))
+        return call_from_dict(cls, RevertedLayer, data)

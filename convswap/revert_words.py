@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from .distance_words import distance_sentences
 from .formatting import count, shorten
+from .plain_words import distance_sentences, kept_sentences, names_of, still_so
 from .report import Report
 from .revert_report import Reversion, RevertedLayer
 
@@ -18,33 +16,19 @@ _COMPUTES = {
 
 def revert_sentences(report: Report) -> list[str]:
     """What calls of `revert` did to a model that still is so; empty if there was none."""
-    left = report.reverted()
-    told: set[str] = set()
-    found: list[list[str]] = []
-    for reversion in reversed(report.reversions):
-        layers = tuple(layer for layer in reversion.layers if layer.name in left and layer.name not in told)
-        kept = tuple(layer for layer in reversion.kept if layer.name not in told)
-        told |= {layer.name for layer in reversion.layers} | {layer.name for layer in reversion.kept}
-        # What was measured at the output is of all its layers.
-        at_output = reversion.output_error if layers == reversion.layers else None
-        found.append(_sentences(replace(reversion, layers=layers, kept=kept, output_error=at_output)))
-    return [sentence for sentences in reversed(found) for sentence in sentences]
+    calls = still_so(report.reversions, report.reverted())
+    return [sentence for reversion in calls for sentence in _sentences(reversion)]
 
 
 def _sentences(reversion: Reversion) -> list[str]:
     found = []
     for fidelity, computes in _COMPUTES.items():
-        names = _names([layer for layer in reversion.layers if layer.fidelity == fidelity])
+        names = names_of(layer for layer in reversion.layers if layer.fidelity == fidelity)
         if names:
             found.append(f"reverted to plain convolutions ({fidelity}: {computes}): {shorten(names)}")
     found += _losses(reversion.layers)
-    errors = {layer.name or "the model": layer.error for layer in reversion.layers if layer.error is not None}
-    found += distance_sentences("reverted", errors, reversion.output_error, reversion.samples)
-    reasons: dict[str, list[str]] = {}
-    for layer in reversion.kept:
-        reasons.setdefault(layer.reason, []).append(layer.name or "(the model)")
-    found += [f"not reverted {shorten(names)}: {reason}" for reason, names in reasons.items()]
-    return found
+    found += distance_sentences("reverted", reversion)
+    return found + kept_sentences("reverted", reversion.kept)
 
 
 def _losses(layers: tuple[RevertedLayer, ...]) -> list[str]:
@@ -52,7 +36,7 @@ def _losses(layers: tuple[RevertedLayer, ...]) -> list[str]:
     for layer in layers:
         for what in layer.lost:
             losses.setdefault(what, []).append(layer)
-    found = [f"lost in reverting {shorten(_names(lossy))}: {what}" for what, lossy in losses.items()]
+    found = [f"lost in reverting {shorten(names_of(lossy))}: {what}" for what, lossy in losses.items()]
     errors = {layer.name: layer.kernel_error for layer in layers if layer.kernel_error}
     if errors:
         worst = max(errors, key=lambda name: errors[name])
@@ -61,7 +45,3 @@ def _losses(layers: tuple[RevertedLayer, ...]) -> list[str]:
     if dropped:
         found.append(f"parameters {'dropped' if dropped > 0 else 'added'} in reverting: {count(abs(dropped))}")
     return found
-
-
-def _names(layers: list[RevertedLayer]) -> list[str]:
-    return [layer.name or "(the model)" for layer in layers]

@@ -11,12 +11,12 @@ from torch import nn
 from .attention_batches import Batches, BatchRunner
 from .carried_report import attach_report, earlier_report
 from .chosen_layers import chosen_layers, nothing_to
-from .distances import measured
+from .distances import Measured, measured
 from .errors import ConvswapError
-from .freeze_report import KeptLayer
 from .frozen_report import with_reversion
 from .layers.reverted import Lost
 from .own_calls import own_calls
+from .plain_report import KeptLayer
 from .refusals import refuse_wrapped
 from .report import Report
 from .revert_copies import copy_with_reverted
@@ -72,10 +72,10 @@ def revert(model: nn.Module, where: Where = "*", *, data: Batches = None) -> nn.
     convs = {name: conv for name, (conv, _) in pairs.items()}
     made = _reverted(model, layers, convs)
     runner = None if data is None else BatchRunner(model, data)
-    errors, at_output = ({}, None) if runner is None else measured(runner, model, made, layers, convs)
+    apart = Measured() if runner is None else measured(runner, model, made, layers, convs)
     told = _told(model, layers, convs, {name: lost for name, (_, lost) in pairs.items()}, known)
-    told = tuple(replace(layer, error=errors.get(layer.name)) for layer in told)
-    reversion = Reversion(told, kept, at_output, 0 if runner is None else runner.samples)
+    told = tuple(replace(layer, error=apart.layers.get(layer.name)) for layer in told)
+    reversion = Reversion(told, kept, apart.output, apart.samples)
     attach_report(made, with_reversion(model, layers, convs, reversion))
     return made
 

@@ -50,6 +50,25 @@ def add_where(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_converted_file(parser: argparse.ArgumentParser) -> None:
+    """``file`` with what may be needed to load it: ``--model``, ``--model-arg`` and ``--trust-source``."""
+    parser.add_argument("file", type=Path, help="a converted file")
+    parser.add_argument("--model", help="its architecture, if the file does not name it or not that one")
+    add_model_args(parser)
+    add_trust(parser)
+
+
+def add_data(parser: argparse.ArgumentParser, use: str) -> None:
+    """``--data``, and what it is for."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help=f"photos, tensor files (.pt, .npy, .safetensors; samples first) or folders of them: {use}",
+    )
+
+
 def add_output_files(parser: argparse.ArgumentParser) -> None:
     """``--out``, ``--report`` and ``--force``."""
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write")
@@ -172,6 +191,18 @@ def example_inputs(parsed: argparse.Namespace) -> tuple[int, ...] | None:
     if min(parsed.input_size) < 1:
         raise UsageError(f"--input-size must be positive numbers, got {parsed.input_size}")
     return tuple(parsed.input_size)
+
+
+def load_converted_file(parsed: argparse.Namespace) -> tuple[nn.Module, Source | None]:
+    """The model of ``file``, and where its architecture comes from.
+
+    Raises:
+        UsageError: if ``--model-arg`` is no assignment.
+        ConvswapError: if the file is none, or cannot be loaded; see `load_model`.
+    """
+    model_args = assignments(parsed.model_arg)
+    read_info(parsed.file)  # which a checkpoint, that load_model takes too, does not have
+    return load_model(parsed.file, parsed.model, model_args, parsed.trust_source)
 
 
 def load_model(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..data_files import DataFiles
-from ..files import read_info
 from ..freezing import freeze
 from . import arguments
 from .errors import UsageError
@@ -18,10 +16,7 @@ EXAMPLE = "convswap freeze dy.safetensors --out frozen.safetensors --mode mean -
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("file", type=Path, help="a converted file")
-    parser.add_argument("--model", help="its architecture, if the file does not name it or not that one")
-    arguments.add_model_args(parser)
-    arguments.add_trust(parser)
+    arguments.add_converted_file(parser)
     parser.add_argument(
         "--mode",
         choices=("exact", "mean"),
@@ -29,14 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="exact (default): layers whose kernel is the same for all inputs; mean: those that attend to kernels too, "
         "at their mean attention over the data",
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="photos, tensor files (.pt, .npy, .safetensors; samples first) or folders of them: what to take the mean "
-        "attention over, and to measure errors on",
-    )
+    arguments.add_data(parser, "what to take the mean attention over, and to measure errors on")
     arguments.add_where(parser)
     arguments.add_output_files(parser)
     arguments.add_json(parser)
@@ -44,14 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command."""
-    model_args = arguments.assignments(parsed.model_arg)
     if parsed.mode == "mean" and not parsed.data:
         raise UsageError("--mode mean takes the mean attention over data: give --data")
     arguments.check_output_names(parsed)
     arguments.check_output_files(parsed)
     with progress(f"reading {parsed.file}"):
-        read_info(parsed.file)  # which a checkpoint, that load_model takes too, does not have
-        model, source = arguments.load_model(parsed.file, parsed.model, model_args, parsed.trust_source)
+        model, source = arguments.load_converted_file(parsed)
     with progress("freezing"):
         data = DataFiles(model, parsed.data) if parsed.data else None
         frozen = freeze(model, data, mode=parsed.mode, where=parsed.where or "*")

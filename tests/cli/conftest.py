@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import convswap
 from convswap.cli import main
 
 from ..models import TwoConvs, as_if_trained
@@ -51,3 +52,14 @@ def converted(tmp_path: Path, cli: Cli, checkpoint: Path) -> Path:
     outcome = cli(*("convert", checkpoint, "--model", NET, "--to", "dynamic", "--out", path, "--input-size", 3, 16, 16))
     assert outcome.code == 0, outcome
     return path
+
+
+@pytest.fixture
+def dynamic(tmp_path: Path, net: TwoConvs) -> Path:
+    """A converted file whose attention depends on the input."""
+    model = convswap.convert(net, "dynamic", "conv2")
+    with torch.no_grad():
+        for parameter in convswap.new_parameters(model).values():
+            parameter.add_(torch.randn(parameter.shape))
+    convswap.save(model, tmp_path / "dynamic.safetensors", NET)
+    return tmp_path / "dynamic.safetensors"

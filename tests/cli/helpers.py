@@ -3,6 +3,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import convswap
 
 NET = "tests.models:TwoConvs"
 """A model of two convolutions, as the command line names it. Its input size is unknown."""
@@ -18,6 +21,11 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+
+
+def load(path: Path) -> Any:
+    """The model of a converted file."""
+    return convswap.load(path, trust_source=True).eval()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

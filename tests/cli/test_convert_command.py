@@ -17,17 +17,13 @@ from convswap.files import read_info
 from convswap.layers import Dcls2d, DynamicConv2d
 
 from ..models import TwoConvs, library_model, relative_error
-from .helpers import NET, Cli, contents
+from .helpers import NET, Cli, contents, load
 
 
 def convert(cli: Cli, checkpoint: Path, out: Path, *more: object, to: str = "dynamic") -> Any:
     done = cli("convert", checkpoint, "--model", NET, "--to", to, "--out", out, *more)
     assert done.code == 0, done
     return done
-
-
-def load(path: Path) -> Any:
-    return convswap.load(path, trust_source=True).eval()
 
 
 @pytest.mark.parametrize("to", ["dynamic", "dcls"])

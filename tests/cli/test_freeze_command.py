@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,24 +12,9 @@ from torch import nn
 import convswap
 
 from ..models import TwoConvs, relative_error
-from .helpers import NET, Cli, contents, refused
+from .helpers import NET, Cli, contents, load, refused
 
 X = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(5))
-
-
-def load(path: Path) -> Any:
-    return convswap.load(path, trust_source=True).eval()
-
-
-@pytest.fixture
-def dynamic(tmp_path: Path, net: TwoConvs) -> Path:
-    """A converted file whose attention depends on the input."""
-    model = convswap.convert(net, "dynamic", "conv2")
-    with torch.no_grad():
-        for parameter in convswap.new_parameters(model).values():
-            parameter.add_(torch.randn(parameter.shape))
-    convswap.save(model, tmp_path / "dynamic.safetensors", NET)
-    return tmp_path / "dynamic.safetensors"
 
 
 @pytest.fixture
