@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import convswap
 from convswap.costs import conv_cost
 from convswap.plan import Plan, plan_traced
+from convswap.sources import build_model, parse_source
 from convswap.targets import all_targets
 
 from .timing import table_row
@@ -163,21 +164,8 @@ def compare(model: nn.Module, inputs: Tensor, plan: Plan, before: Counted) -> Co
 
 def build(name: str, device: str) -> nn.Module:
     """A model by its library and name, with random weights, in evaluation mode."""
-    library, _, kind = name.partition(":")
     with torch.device(device):
-        if library == "timm":
-            import timm
-
-            model: nn.Module = timm.create_model(kind)
-        else:
-            import torchvision
-
-            model = torchvision.models.get_model(kind, weights=None, **_arguments(kind))
-    return model.eval()
-
-
-def _arguments(kind: str) -> dict[str, Any]:
-    return {"weights_backbone": None} if kind.startswith("lraspp") else {}
+        return build_model(parse_source(name)).eval()
 
 
 def rows(models: Iterable[str] = tuple(MODELS)) -> Iterator[str]:

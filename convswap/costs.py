@@ -52,7 +52,7 @@ def conv_cost(site: ConvSite, seen: dict[Any, int | None] | None = None) -> Cost
     # To ask for a parametrised weight computes it, and may change buffers, as spectral_norm does.
     if not site.parametrised and nn.parameter.is_lazy(site.module.weight):
         return Cost(0, 0, None, None, 0)
-    return Cost(*_parameters(site.module), site.multiply_adds, _kept_of_seen(site, seen) if site.calls else None, 0)
+    return Cost(*parameters_of(site.module), site.multiply_adds, _kept_of_seen(site, seen) if site.calls else None, 0)
 
 
 def geometry(conv: Conv) -> tuple[Any, ...]:
@@ -107,7 +107,8 @@ class CostOnDemand:
             batch: see ``calls``.
             besides: a layer whose parameters are not counted again where this one shares them.
         """
-        self.parameters, self.parameter_bytes = _parameters(layer, besides)
+        counted = set() if besides is None else set(map(id, besides.parameters()))
+        self.parameters, self.parameter_bytes = parameters_of(layer, counted)
         self.layer, self._calls, self._batch = layer, calls, batch
 
     @cached_property
@@ -174,9 +175,16 @@ def _samples(call: ConvCall, batch: int) -> int:
     return max(1, call.input_shape[0] // batch)
 
 
-def _parameters(module: nn.Module, besides: nn.Module | None = None) -> tuple[int, int]:
-    counted = set() if besides is None else {id(parameter) for parameter in besides.parameters()}
+def parameters_of(module: nn.Module, counted: set[int] | None = None) -> tuple[int, int]:
+    """How many parameters a module has, and their bytes.
+
+    Args:
+        module: the module.
+        counted: identities of parameters that are not counted again; those that are counted are added.
+    """
+    counted = set() if counted is None else counted
     parameters = [parameter for parameter in module.parameters() if id(parameter) not in counted]
+    counted.update(map(id, parameters))
     return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +74,7 @@ def placement(site: ConvSite) -> tuple[Any, ...]:
 
 
 def resolve_rules(
-    decisions: Sequence[Decision], in_rule: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
+    decisions: Sequence[Decision], in_rule: Callable[[int], AbstractContextManager[None]]
 ) -> list[Decision]:
     """The same with resolved options, those of each rule's convolutions together.
 

@@ -172,7 +172,7 @@ def _kinds(model: nn.Module) -> dict[str, str]:
 
 def _kinds_by_report(report: Report) -> dict[str, str]:
     """What stands in each convolution's place, by target; a file does not name classes of other layers."""
-    done = {**dict.fromkeys(report.frozen(), "frozen"), **dict.fromkeys(report.reverted(), "reverted")}
+    done = {name: how for how, layers in report.made_plain().items() for name in layers}
     kinds = {step.name: step.kind if step.target is None else step.target for step in report.steps}
     return {name: f"{kind}, {done[name]}" if name in done else kind for name, kind in kinds.items()}
 

@@ -46,11 +46,7 @@ def headline(report: Report) -> str:
     for step in report.swaps:
         targets[str(step.target)] = targets.get(str(step.target), 0) + 1
     done = ", ".join(f"{number} to {target}" for target, number in targets.items()) or "none"
-    then = "".join(
-        f", {len(layers)} {done}"
-        for done, layers in (("frozen", report.frozen()), ("reverted", report.reverted()))
-        if layers
-    )
+    then = "".join(f", {len(layers)} {how}" for how, layers in report.made_plain().items() if layers)
     return f"{report.model}: {len(report.swaps)} of {len(report.steps)} convolutions converted ({done}{then})"
 
 
@@ -109,11 +105,9 @@ def further_columns(report: Report) -> dict[str, dict[str, str]]:
         "kernel error": {
             step.name: f"{step.kernel_error.relative:.1e}" for step in report.swaps if step.kernel_error is not None
         },
-        "frozen": {
-            name: ", ".join([layer.fidelity, *_error_shown(layer.error)]) for name, layer in report.frozen().items()
-        },
-        "reverted": {
-            name: ", ".join([layer.fidelity, *_error_shown(layer.error)]) for name, layer in report.reverted().items()
+        **{
+            how: {name: ", ".join([layer.fidelity, *_error_shown(layer.error)]) for name, layer in layers.items()}
+            for how, layers in report.made_plain().items()
         },
         **({} if report.verification is None else _check_columns(report.verification)),
     }

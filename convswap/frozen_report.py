@@ -11,7 +11,7 @@ from torch import nn
 
 from .carried_report import earlier_report, with_present_pictures
 from .conv_classes import CONVS
-from .costs import Cost
+from .costs import Cost, parameters_of
 from .freeze_report import Freezing
 from .layers import ConvLayer
 from .recipe import Recipe
@@ -65,7 +65,7 @@ def _with_plain(
     ]
     for name, layer in layers.items():
         if name not in known:
-            before = Cost(*_parameters(layer), None, None, 0)
+            before = Cost(*parameters_of(layer), None, None, 0)
             steps.append(
                 StepReport(
                     name=name,
@@ -78,7 +78,7 @@ def _with_plain(
                     options=None,
                     fidelity=fidelities[name],
                     before=before,
-                    cost_after=Cost(*_parameters(convs[name]), None, None, 0),
+                    cost_after=Cost(*parameters_of(convs[name]), None, None, 0),
                     note=None,
                 )
             )
@@ -99,9 +99,7 @@ def _group_counter(model: nn.Module, layers: Mapping[str, nn.Module]) -> Callabl
         layer = modules.get(step.name)
         if step.group is None or layer is None or not any(id(p) in owned for p in layer.parameters()):
             return step
-        new = [parameter for parameter in layer.parameters() if id(parameter) not in counted]
-        counted.update(map(id, new))
-        numbers, size = sum(p.numel() for p in new), sum(p.numel() * p.element_size() for p in new)
+        numbers, size = parameters_of(layer, counted)
         return replace(step, cost_after=replace(step.after, parameters=numbers, parameter_bytes=size))
 
     return count
@@ -116,7 +114,7 @@ def _cost(layer: Any, conv: Any, step: StepReport) -> Cost:
         multiply_adds = multiply_adds * taps // before if before else None
     if not (step.kind in _PLAIN and _keeps_its_input(conv, layer)):
         activation_bytes = None
-    return Cost(*_parameters(conv), multiply_adds, activation_bytes, 0)
+    return Cost(*parameters_of(conv), multiply_adds, activation_bytes, 0)
 
 
 _PLAIN = tuple(kind.__name__ for kind in CONVS)
@@ -129,8 +127,3 @@ def _keeps_its_input(conv: Any, layer: Any) -> bool:
     """
     replaced = getattr(layer, "replaced_padding_mode", getattr(layer, "padding_mode", "zeros"))
     return type(conv) in CONVS and {conv.padding_mode, replaced} == {"zeros"} and not isinstance(conv.padding, str)
-
-
-def _parameters(module: nn.Module) -> tuple[int, int]:
-    parameters = list(module.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)

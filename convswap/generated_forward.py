@@ -217,15 +217,29 @@ def _execute(source: str, names: dict[str, Any], label: str) -> None:
     exec(compile(source, file, "exec"), names)
 
 
+def check_class(module: nn.Module, changed: GuidedForward, before: str) -> None:
+    """Make sure that ``module`` has the class whose forward was ``changed``.
+
+    Args:
+        module: the module.
+        changed: its forward.
+        before: what the class is needed for, for the message.
+
+    Raises:
+        ModelError: if it has another one.
+    """
+    if type(module) is not changed.subclass:
+        raise ModelError(
+            f"the class of {changed.base.__name__} was changed after it was converted, to {type(module).__name__}: "
+            f"undo that before {before}"
+        )
+
+
 def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
     """As the base class does it, with the generated class made anew."""
     changed = guided_forward(self)
     assert changed is not None
-    if type(self) is not changed.subclass:
-        raise ModelError(
-            f"the class of {changed.base.__name__} was changed after it was converted, to {type(self).__name__}: undo "
-            "that before copying or pickling"
-        )
+    check_class(self, changed, "copying or pickling")
     made: Any = super(changed.subclass, self).__reduce_ex__(protocol)
     if made[0] is not copyreg.__newobj__ or made[1][0] is not type(self):  # type: ignore[attr-defined]
         raise ModelError(

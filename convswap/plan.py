@@ -139,10 +139,11 @@ def plan_traced(found: Trace, model: nn.Module, rules: Sequence[Swap], example_i
         with in_rule(rules, choice.rule):
             decided.append(_decide(site, *to, choice, guides))
     decided = resolve_rules(decided, lambda rule: in_rule(rules, rule))
-    steps = make_steps(name_groups(_with_rules_of_kept(decided, rules, choices)))
-    if not any(step.action == "swap" for step in steps):
-        raise NothingToSwapError(_nothing_to_swap(found, steps), Counter(step.reason for step in steps))
-    return Plan(found, steps)
+    decided = _with_rules_of_kept(decided, rules, choices)
+    if all(decision.target is None for decision in decided):
+        reasons = Counter(decision.reason for decision in decided)
+        raise NothingToSwapError(_nothing_to_swap(found, reasons), reasons)
+    return Plan(found, make_steps(name_groups(decided)))
 
 
 def _with_rules_of_kept(
@@ -285,7 +286,6 @@ def _no_convolution(found: Trace, model: nn.Module) -> str:
     return message + "".join(f"\n  {other.name}: {other.reason}" for other in found.others[:5])
 
 
-def _nothing_to_swap(found: Trace, steps: Sequence[Step]) -> str:
-    reasons = Counter(step.reason for step in steps)
+def _nothing_to_swap(found: Trace, reasons: Counter[str]) -> str:
     lines = [f"  {count} x {reason}" for reason, count in reasons.most_common(8)]
-    return f"nothing to swap: all {len(steps)} convolutions of {found.model} are kept\n" + "\n".join(lines)
+    return f"nothing to swap: all {reasons.total()} convolutions of {found.model} are kept\n" + "\n".join(lines)

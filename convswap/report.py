@@ -135,7 +135,11 @@ class Report:
 
     def plain(self) -> dict[str, FrozenLayer | RevertedLayer]:
         """What was a layer and is a plain convolution at present, frozen or reverted, by name."""
-        return {**self.frozen(), **self.reverted()}
+        return {name: layer for layers in self.made_plain().values() for name, layer in layers.items()}
+
+    def made_plain(self) -> dict[str, dict[str, FrozenLayer] | dict[str, RevertedLayer]]:
+        """The same, by what was done: ``frozen`` or ``reverted``."""
+        return {"frozen": self.frozen(), "reverted": self.reverted()}
 
     def total(self, which: Literal["before", "after"]) -> Cost:
         """Cost of all convolutions, or of what is in their places; of what is unknown of some, that of the others.

@@ -10,6 +10,7 @@ import torch
 
 from .conv_classes import Conv
 from .factories import described
+from .modules import within
 from .options import options_to_dict
 from .plan import Plan, Step
 from .recipe import Recipe
@@ -18,8 +19,8 @@ from .report import Report, StepReport
 
 def make_report(plan: Plan, recipe: Recipe, earlier: Report | None) -> Report:
     """The report of a plan; what an ``earlier`` conversion of the same model did is taken over into it."""
-    made = () if earlier is None else tuple(f"{step.name}." if step.name else "" for step in earlier.swaps)
-    own = (step for step in plan.steps if step.site.inside is None or not step.site.name.startswith(made))
+    made = set() if earlier is None else {step.name for step in earlier.swaps}
+    own = (step for step in plan.steps if step.site.inside is None or not within(step.site.name, made))
     steps = [_describe(step) for step in own]  # without the parts of what is in place of a convolution
     parameters = plan.trace.parameters
     if earlier is not None:

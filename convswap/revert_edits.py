@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .errors import ModelError
-from .generated_forward import FURTHER_INPUTS, further_inputs, guided_forward
+from .generated_forward import FURTHER_INPUTS, check_class, further_inputs, guided_forward
 from .graph_model import GraphModel
 from .guide_nodes import placeholders
 from .layers.hypernet.fit import fit_guide
@@ -40,11 +39,7 @@ def _take_back(root: nn.Module, reverted: set[int]) -> None:
     changed = guided_forward(root)
     if changed is None or not any(id(_part(root, name)) in reverted for name in changed.routes):
         return
-    if type(root) is not changed.subclass:
-        raise ModelError(
-            f"the class of {changed.base.__name__} was changed after it was converted, to {type(root).__name__}: undo "
-            "that before reverting"
-        )
+    check_class(root, changed, "reverting")
     root.__class__ = changed.base
     for name in changed.constants():
         root.__dict__.pop(name, None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from .attention_batches import Batches, BatchRunner
 from .carried_report import attach_report, earlier_report
 from .chosen_layers import chosen_layers, nothing_to
+from .costs import parameters_of
 from .distances import Measured, measured
 from .errors import ConvswapError
 from .frozen_report import with_reversion
@@ -70,7 +70,9 @@ def revert(model: nn.Module, where: Where = "*", *, data: Batches = None) -> nn.
         raise nothing_to("revert", model, kept)
     layers = {name: chosen[name] for name in pairs}
     convs = {name: conv for name, (conv, _) in pairs.items()}
-    made = _reverted(model, layers, convs)
+    for name, layer in layers.items():
+        take_over_attributes(layer, convs[name])
+    made = copy_with_reverted(model, layers, convs)
     runner = None if data is None else BatchRunner(model, data)
     apart = Measured() if runner is None else measured(runner, model, made, layers, convs)
     told = _told(model, layers, convs, {name: lost for name, (_, lost) in pairs.items()}, known)
@@ -92,7 +94,7 @@ def revert_as_they_are(model: nn.Module, names: Sequence[str]) -> nn.Module:
     found = dict(zip(names, revertible(model, names), strict=True))
     layers = {name: layer for name, (layer, _, _) in found.items()}
     convs = {name: conv for name, (_, conv, _) in found.items()}
-    made = _reverted(model, layers, convs)
+    made = copy_with_reverted(model, layers, convs)
     told = _told(model, layers, convs, {name: lost for name, (_, _, lost) in found.items()}, known)
     attach_report(made, with_reversion(model, layers, convs, Reversion(told, ())))
     return made
@@ -125,12 +127,6 @@ def _converted(known: Report | None) -> Collection[str]:
     return {name for name, step in last.items() if step.target is not None and not step.plain}
 
 
-def _reverted(model: nn.Module, layers: Mapping[str, nn.Module], convs: Mapping[str, Any]) -> nn.Module:
-    for name, layer in layers.items():
-        take_over_attributes(layer, convs[name])
-    return copy_with_reverted(model, layers, convs)
-
-
 def _told(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
@@ -144,7 +140,7 @@ def _told(
     conversions = {} if known is None else {step.name: step for step in known.swaps}
     told = []
     for name, layer in layers.items():
-        dropped = _counted(layer, counted) - _counted(convs[name], counted)
+        dropped = parameters_of(layer, counted)[0] - parameters_of(convs[name], counted)[0]
         words = [*lost[name].words]
         step = conversions.get(name)
         if step is not None and "StdConv" in step.kind:
@@ -160,10 +156,3 @@ def _told(
             )
         )
     return tuple(told)
-
-
-def _counted(module: nn.Module, counted: set[int]) -> int:
-    """Parameters of ``module`` that have not been counted before."""
-    new = [parameter for parameter in module.parameters() if id(parameter) not in counted]
-    counted.update(map(id, new))
-    return sum(parameter.numel() for parameter in new)

@@ -11,8 +11,16 @@ from typing import Any
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .errors import GuideError, ModelError
-from .generated_forward import FURTHER_INPUTS, GraphCode, GuidedForward, further_inputs, guided_forward, plain_class
+from .errors import GuideError
+from .generated_forward import (
+    FURTHER_INPUTS,
+    GraphCode,
+    GuidedForward,
+    check_class,
+    further_inputs,
+    guided_forward,
+    plain_class,
+)
 from .graph_model import GraphModel, constants_of
 from .guide_nodes import (
     MODEL_INPUT,
@@ -149,11 +157,7 @@ def _undone(root: nn.Module, model: nn.Module) -> dict[str, HypernetConv2d]:
     """Give ``root`` its own class back; the layers that its forward handed guides."""
     changed = guided_forward(root)
     assert changed is not None
-    if type(root) is not changed.subclass:
-        raise ModelError(
-            f"the class of {changed.base.__name__} was changed after it was converted, to {type(root).__name__}: undo "
-            "that before converting again"
-        )
+    check_class(root, changed, "converting again")
     root.__class__ = changed.base
     prefix = next(name for name, module in model.named_modules() if module is root)
     layers = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -63,11 +63,18 @@ def verify(original: nn.Module, converted: nn.Module, inputs: VerifyInputs = 0) 
 
 def verify_on(original: nn.Module, converted: nn.Module, inputs: ReadInputs) -> Verification:
     """`verify` on inputs that have been read."""
+    from .carried_report import earlier_report
+
     given, described, _ = inputs
     call = with_further_inputs(converted, as_call(given), torch.Generator().manual_seed(0))
     original_call = without_further_inputs(converted, call, original)
-    pairs = _pairs(original, converted)
-    fidelities = _fidelities(converted)
+    report = earlier_report(converted)
+    plain = {} if report is None else report.plain()
+    pairs = _pairs(original, converted, plain)
+    fidelities: dict[str, Fidelity] = {}
+    if report is not None:
+        fidelities = {step.name: step.fidelity for step in report.swaps if step.fidelity is not None}
+        fidelities |= {name: layer.fidelity for name, layer in plain.items() if layer.fidelity != "exact"}
     calls: dict[str, list[LayerCheck]] = {}
     outputs: dict[str, list[int]] = {}
     guides: dict[str, list[Tensor]] = {}
@@ -199,36 +206,18 @@ def read_inputs(model: nn.Module, inputs: VerifyInputs) -> ReadInputs:
     return ReadInputs(inputs, "given", random=False)
 
 
-def _pairs(original: nn.Module, converted: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Convolutions of the original that are something else in the converted model, or have been in between."""
+def _pairs(
+    original: nn.Module, converted: nn.Module, in_between: Container[str]
+) -> dict[str, tuple[nn.Module, nn.Module]]:
+    """Convolutions of the original that are something else in the converted model, or were ``in_between``, by name."""
     other = dict(converted.named_modules())
-    frozen = _frozen(converted)
     pairs: dict[str, tuple[nn.Module, nn.Module]] = {}
     for name, module in original.named_modules():
         there = other.get(name)
-        changed = there is not None and (type(there) is not type(module) or name in frozen)
+        changed = there is not None and (type(there) is not type(module) or name in in_between)
         if isinstance(module, CONVS) and changed:
             pairs[name] = (module, other[name])
     return pairs
-
-
-def _frozen(converted: nn.Module) -> dict[str, Fidelity]:
-    """What became a layer and then a convolution again, and what that promises."""
-    from .carried_report import earlier_report
-
-    report = earlier_report(converted)
-    return {} if report is None else {name: layer.fidelity for name, layer in report.plain().items()}
-
-
-def _fidelities(converted: nn.Module) -> dict[str, Fidelity]:
-    from .carried_report import earlier_report
-
-    report = earlier_report(converted)
-    if report is None:
-        return {}
-    fidelities = {s.name: s.fidelity for s in report.swaps if s.fidelity is not None}
-    plain = {name: layer.fidelity for name, layer in report.plain().items() if layer.fidelity != "exact"}
-    return {**fidelities, **plain}
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

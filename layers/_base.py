@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
@@ -135,6 +136,13 @@ class UsesKernels(ConvLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._want_kernels()
+
+
+@contextmanager
+def making_parameters() -> Iterator[None]:
+    """For making parameters of others without gradients. Those made in inference mode could never be trained."""
+    with torch.inference_mode(False), torch.no_grad():  # leaving that mode turns gradients on
+        yield
 
 
 def parameter_like(value: Tensor, original: Tensor) -> nn.Parameter:

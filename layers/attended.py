@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv, UsesKernels, normal_like, parameter_like, root_mean_square
+from ._base import Conv, UsesKernels, making_parameters, normal_like, parameter_like, root_mean_square
 from ._geometry import IntOrInts, Padding, effective_size, memory_format
 from .attention import checked_count
 from .dcls_bounds import gathered
@@ -145,8 +145,7 @@ class AttendedConv(UsesKernels):
         Raises:
             ValueError: if they are not the ones that this layer has, each in its shape.
         """
-        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
-        with torch.inference_mode(False), torch.no_grad():
+        with making_parameters():
             given = self._checked(attentions)
             whole = gathered(self)
             precise = torch.promote_types(whole.weight.dtype, torch.float32)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv, ConvLayer, parameter_like
+from ._base import Conv, ConvLayer, making_parameters, parameter_like
 from ._geometry import IntOrInts, Padding, effective_size, pad_widths
 from .dcls_bounds import gathered
 from .reverted import Lost, parameter_of, reverted_conv
@@ -113,8 +113,7 @@ class BorderedConv(ConvLayer):
             dtype=source.weight.dtype,
             **options,
         )
-        # Copies keep the memory format. Those made in inference mode could never be trained.
-        with torch.inference_mode(False), torch.no_grad():
+        with making_parameters():  # copies keep the memory format
             layer.weight = parameter_like(source.weight.clone(), source.weight)
             if source.bias is not None:
                 layer.bias = parameter_like(source.bias.clone(), source.bias)
@@ -127,8 +126,7 @@ class BorderedConv(ConvLayer):
 
         Nothing is shared with the layer.
         """
-        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
-        with torch.inference_mode(False), torch.no_grad():
+        with making_parameters():
             whole = gathered(self)
             bias = None if whole.bias is None else parameter_of(whole.bias, whole.bias)
             return reverted_conv(self, parameter_of(whole.weight, whole.weight), bias, self.replaced_padding_mode)

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv, UsesKernels
+from ._base import Conv, UsesKernels, making_parameters
 from .dcls_bounds import gathered
 from .dcls_formula import Formula
 from .frozen import frozen_conv
@@ -70,8 +70,7 @@ class DclsLayer(UsesKernels):
         shared with the layer. Of a layer that is sharded, as by FSDP, each process gets the whole convolution; all of
         them must call this.
         """
-        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
-        with torch.inference_mode(False), torch.no_grad():
+        with making_parameters():
             whole = gathered(self)
             bias = whole.bias
             conv = frozen_conv(
@@ -92,8 +91,7 @@ class DclsLayer(UsesKernels):
         Of all kernels of that size it has the one nearest to the layer's. A layer made from a convolution shows that
         one's geometry. Nothing is shared with the layer; see `lost_by_reverting`.
         """
-        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
-        with torch.inference_mode(False), torch.no_grad():
+        with making_parameters():
             whole = gathered(self)
             kernel = whole.construct_kernel()
             kernel = kernel[self._on_taps(kernel)].contiguous()

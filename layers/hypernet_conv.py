@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv, ConvLayer
+from ._base import Conv, ConvLayer, making_parameters
 from .hypernet.fit import Fit, fit_guide
 from .hypernet.generator import Hypernet
 from .reverted import Lost, all_zero, parameter_of, reverted_conv
@@ -115,8 +115,7 @@ class HypernetConv2d(ConvLayer):
         carried = [getattr(module, name) for module, name in self.hypernet.carried()]
         generated = None if self.hypernet.expand_bias is None else self.hypernet.expand_bias.bias
         bias = self.bias if generated is None else generated  # at most one of them is there, see `Hypernet`
-        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
-        with torch.inference_mode(False), torch.no_grad():
+        with making_parameters():
             weight = parameter_of(self.conv._constant_kernel(self.hypernet).contiguous(), *carried)
             return reverted_conv(self, weight, None if bias is None else parameter_of(bias, bias))
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv, UsesKernels
+from ._base import Conv, UsesKernels, making_parameters
 from ._geometry import IntOrInts, Padding, effective_size, pad_widths
 from .bordered import BorderedConv, copied
 from .dcls_bounds import gathered
@@ -81,7 +81,7 @@ class PaddingFreeConv(UsesKernels, BorderedConv):
         return pad_widths(self.padding, effective_size(self.kernel_size, self.dilation), self.stride, input_size)
 
     def _start_from_kernel(self) -> None:
-        if self.train_edge_kernel and any(before or after for before, after in self._widths((1,) * self.dims)):
+        if self.train_edge_kernel and not self._pads_nothing():
             self.edge_weight = copied(self.weight, self.edge_weight)
             self.edge_bias = None if self.bias is None else copied(self.bias, self.edge_bias)
 
@@ -120,8 +120,7 @@ class PaddingFreeConv(UsesKernels, BorderedConv):
                 "a layer with an edge kernel (train_edge_kernel=True) is no single convolution: outputs at the border "
                 "have a kernel of their own. It can be exported as it is"
             )
-        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
-        with torch.inference_mode(False), torch.no_grad():
+        with making_parameters():
             whole = gathered(self)
             weight = nn.Parameter(whole.weight.clone(), whole.weight.requires_grad)
             bias = None if whole.bias is None else nn.Parameter(whole.bias.clone(), whole.bias.requires_grad)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from ._base import Conv, ConvLayer
+from ._base import Conv, ConvLayer, making_parameters
 from ._geometry import IntOrInts, Padding, effective_size, memory_format, stored_as
 from .frozen import frozen_conv
 from .patch_dynamic_conv import patch_dynamic_conv2d
@@ -230,8 +230,7 @@ class PatchDynamicConv2d(ConvLayer):
             raise ValueError(
                 "it has no convolution (similar_conv=False), and kernels in the published order are of none"
             )
-        # Parameters made in inference mode could never be trained. Leaving that mode turns gradients on.
-        with torch.inference_mode(False), torch.no_grad():
+        with making_parameters():
             precise = torch.promote_types(mean.dtype, torch.float32)
             predicted = mean.to(precise).view(-1, self.in_channels // self.groups, *self.kernel_size)
             predicted = predicted / self.predictors.features
