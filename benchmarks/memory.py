@@ -25,12 +25,17 @@ def peak_of(run: Callable[[], object]) -> int:
     least = sum(value.nbytes for value in tensors if isinstance(value, Tensor))
     del results, tensors
     Path("/proc/self/clear_refs").write_text("5")  # the peak is from here on
-    before = _status("VmRSS")
+    before = status("VmRSS")
     run()
-    return max(_status("VmHWM") - before, least)
+    return max(status("VmHWM") - before, least)
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
+    """Bytes that the system tells of this process by this name, as ``VmRSS``.
+
+    Raises:
+        OSError, RuntimeError: if it tells nothing.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])

@@ -21,11 +21,9 @@ from convswap.errors import ConvswapError, FileError, UnknownNameError, did_you_
 
 from . import results, tables
 from .catalogue import all_names, varied
-from .file import Record
+from .file import CENSUS, Record
 from .structure import structure
 from .workers import run_each
-
-CENSUS = Path(__file__).parent.parent / "census.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     kind.add_argument("--training", action="store_true", help="the same in training mode, with gradients")
     parser.add_argument("--workers", type=_positive(int), default=os.cpu_count() or 1, help="processes (one per core)")
     parser.add_argument("--time-limit", type=_positive(float), default=None, help="seconds for each model")
-    parser.add_argument("--memory-limit", type=_positive(float), default=6.0, metavar="GIB", help="of each process (6)")
+    parser.add_argument(
+        "--memory-limit", type=_positive(float), default=10.0, metavar="GIB", help="of each process (10)"
+    )
     parser.add_argument(
         "--json", type=Path, default=None, metavar="FILE",
         help=f"for results, and a .md beside it; by default {CENSUS.name} with --all, else they are only shown",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from convswap.plan import Plan, Step
+
+from ..memory import status
 
 LEFT_OUT = "it is left out of the census, as it would take too much memory or time"
 
@@ -18,7 +19,8 @@ LATER = "it is compared in another group"
 def groups(plan: Plan, limit: float, most: int, *, batch: int = 2, training: bool = False) -> list[Plan]:
     """``plan`` in parts, of which each has layers that together take at most ``limit`` bytes.
 
-    Layers that alone take more, and those that fit into none of the parts, are kept in all of them.
+    Small ones come first, so that as many as can be are in a part. Layers that alone take more, and those that fit into
+    none of the parts, are kept in all of them.
 
     Args:
         plan: with known shapes.
@@ -29,7 +31,7 @@ def groups(plan: Plan, limit: float, most: int, *, batch: int = 2, training: boo
     """
     taken: list[float] = []
     parts: dict[str, int] = {}
-    for cost, name in sorted(((_bytes(step, batch, training), step.site.name) for step in plan.swaps), reverse=True):
+    for cost, name in sorted((_bytes(step, batch, training), step.site.name) for step in plan.swaps):
         part = next((number for number, bytes_ in enumerate(taken) if bytes_ + cost <= limit), len(taken))
         if cost > limit or part == most:
             continue
@@ -55,6 +57,12 @@ def _part(plan: Plan, parts: dict[str, int], number: int) -> Plan:
 def left_out(plan: Plan) -> int:
     """How many layers of a plan, or of the parts of one, are left out."""
     return sum(step.reason == LEFT_OUT for step in plan)
+
+
+def keeping(plan: Plan, reason: str, left_out: Callable[[Step], bool]) -> Plan:
+    """``plan`` with those of its swaps kept, for this reason, that are ``left_out``."""
+    steps = (kept(step, reason) if step.action == "swap" and left_out(step) else step for step in plan)
+    return replace(plan, steps=tuple(steps))
 
 
 def kept(step: Step, reason: str) -> Step:
@@ -87,7 +95,6 @@ def memory_limit(more: float) -> Iterator[None]:
 def _data() -> int:
     """Bytes of private memory of this process that have been asked for."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
+        return status("VmData")
+    except (OSError, RuntimeError):
         return 2**60
-    return next((int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmData")), 2**60)

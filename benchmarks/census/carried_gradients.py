@@ -20,6 +20,7 @@ from convswap.plan import Step
 from convswap.rewrite import build_layers
 
 from .magnitudes import number
+from .prepared import SEED
 
 Gradients = Mapping[int, Tensor]
 """Of parameters, by their identities; what is missing has no influence on the loss."""
@@ -38,7 +39,7 @@ NEGLIGIBLE = 1e-8
 
 
 def carried_errors(
-    steps: Sequence[Step], layers: Mapping[str, nn.Module], old: Gradients, new: Gradients, *, seed: int = 0
+    steps: Sequence[Step], layers: Mapping[str, nn.Module], old: Gradients, new: Gradients
 ) -> dict[str, float | None]:
     """How far the slopes of the two losses are apart, along one direction in the weights and bias of each convolution.
 
@@ -49,20 +50,19 @@ def carried_errors(
         layers: what was built for each, by its name.
         old: gradients of the convolutions' parameters.
         new: gradients of the layers' parameters.
-        seed: what the layers were built with.
 
     Returns:
         By the name of each convolution the difference, relative to the slope; those whose weights are tied to others
         are compared together, under the first one's name. None where the map is not smooth enough to tell; infinite
         for slopes that are no numbers.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SEED)
     moves = []
     for unit in _units(steps):
         parameters = {id(p): p for step in unit for p in step.site.module.parameters() if p.requires_grad}
         directions = {key: _direction(p, old.get(key), generator) for key, p in parameters.items()}
         before = sum((old[key] * way).sum().item() for key, way in directions.items() if key in old)
-        moves.append((_Move(unit, parameters, directions, layers, new, seed), before))
+        moves.append((_Move(unit, parameters, directions, layers, new), before))
     steepest = max((abs(before) for _, before in moves), default=0.0)
     return {move.unit[0].site.name: _error(move, before, NEGLIGIBLE * steepest) for move, before in moves}
 
@@ -112,7 +112,6 @@ class _Move:
     directions: Mapping[int, Tensor]
     layers: Mapping[str, nn.Module]
     gradients: Gradients
-    seed: int
 
     def slope(self, h: float, *, two_sided: bool = True) -> float:
         """⟨gradients, J_f D⟩ by a difference, each parameter of the layers counted once."""
@@ -131,7 +130,7 @@ class _Move:
 
     def _built(self, step: Step, h: float) -> nn.Module:
         with _moved(self.parameters, self.directions, h):
-            return build_layers([step], self.seed)[id(step.site.module)]
+            return build_layers([step], SEED)[id(step.site.module)]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from convswap.atomic import write_text
 from convswap.errors import FileError
 
 Record = dict[str, Any]
+CENSUS = Path(__file__).parent.parent / "census.json"
 SECTIONS = ("structure", "numbers", "training")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .file import Record
-from .numbers import FRAMES, GROUPS, LARGE, MORE_ROOM, ROOM
+from .numbers import FRAMES, GROUPS, LARGE, MORE_ROOM, NO_INTERIOR, ROOM
 from .tables import table
 
 Records = Mapping[str, Record]
@@ -141,7 +141,7 @@ def _number_row(target: str, outcomes: Mapping[str, Record]) -> tuple[Any, ...]:
         *(_power(_all(outcomes, "worst", fidelity)) for fidelity in ("exact", "interior")),
         f"{100 * min(shares):.2g} %" if shares else "",
         f"{min(approximate):.2g} to {max(approximate):.2g}" if approximate else "",
-        _power([outcome["output"] for outcome in given if set(outcome["worst"]) == {"exact"}]),
+        _power([outcome["output"] for outcome in given if set(outcome.get("worst", ())) == {"exact"}]),
     )
 
 
@@ -189,7 +189,7 @@ def _not_compared(records: Records) -> list[str]:
         for target, outcome in record["targets"].items():
             reasons = dict(outcome.get("not_compared", {}))
             if outcome.get("interior", {}).get("without_interior"):
-                reasons["each window crosses the border"] = outcome["interior"]["without_interior"]
+                reasons[NO_INTERIOR] = outcome["interior"]["without_interior"]
             for why, number in reasons.items():
                 layers[target, why] += number
                 models.setdefault((target, why), []).append(name)

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,11 +23,12 @@ from convswap.sites import Trace
 from convswap.targets import all_targets
 from convswap.verification import Verification
 
-from .budget import LEFT_OUT, groups, kept, left_out
+from .budget import LEFT_OUT, groups, keeping, left_out
+from .catalogue import build
 from .magnitudes import greatest, rounded
-from .prepared import in_double
+from .prepared import SEED, in_double
 from .smallest import SmallestInput, smallest_input
-from .turns import by_turns
+from .turns import by_turns, told
 
 BORDER_TARGETS = frozenset({"padding_free", "extrapolated", "partial", "random_pad"})
 """Those that promise the interior alone: they are compared on larger inputs, whose maps have one."""
@@ -42,20 +42,20 @@ MORE_ROOM = 224
 FRAMES = 32
 """Of videos for them."""
 
-PARAMETER_LIMIT = 2**29
-"""Bytes, in single precision, that the layers of a converted model may take together."""
+PARAMETER_LIMIT = 2**30
+"""Bytes that the layers of a converted model may take together, with what is computed by them."""
 
 GROUPS = 4
 """Converted models that the layers are distributed over, where one would take more."""
 
-MEMORY_LIMIT = 4 * 2**30
+MEMORY_LIMIT = 8 * 2**30
 """Bytes that the comparisons of one model may ask for."""
 
-TIME_LIMIT = 300
+TIME_LIMIT = 900
 """Seconds of a core after which no target is begun."""
 
 NO_INTERIOR = "each window crosses the border"
-LARGE = 10**6
+LARGE = 250_000
 """Numbers in a sample from which a batch is a single one."""
 
 
@@ -66,23 +66,24 @@ def numbers(name: str, targets: Iterable[str] | None = None) -> dict[str, Any]:
     that have no interior there on ones of `MORE_ROOM`.
 
     Returns:
-        JSON values: the inputs by size, and for every target what `compare` gives.
+        JSON values: the inputs by size, and for every target what `compare` gives, without what is None or empty.
     """
     wanted = list(targets or all_targets())
+    outline = build(name)
     within = [to for to in wanted if to in BORDER_TARGETS]
     record: dict[str, Any] = {"targets": {}}
     start = time.process_time()
     if len(within) < len(wanted):
-        given = smallest_input(name)
+        given = smallest_input(name, outline)
         record["input"] = str(given)
         _on(name, given, {to: None for to in wanted if to not in within}, record["targets"], start)
     if within:
-        given = smallest_input(name, least=ROOM)
+        given = smallest_input(name, outline, least=ROOM)
         record["roomy_input"] = str(given)
         _on(name, given, dict.fromkeys(within), record["targets"], start)
         without = {to: record["targets"][to].pop("without_interior", []) for to in within}
         if any(without.values()):
-            larger = smallest_input(name, least=MORE_ROOM if len(given.shape) == 3 else ROOM, frames=FRAMES)
+            larger = smallest_input(name, outline, least=MORE_ROOM if len(given.shape) == 3 else ROOM, frames=FRAMES)
             again: dict[str, Any] = {}
             if larger != given:  # models of one size have no larger ones
                 record["roomiest_input"] = str(larger)
@@ -90,6 +91,7 @@ def numbers(name: str, targets: Iterable[str] | None = None) -> dict[str, Any]:
             for to, outcome in again.items():
                 outcome.pop("without_interior", None)
                 _add(record["targets"][to], outcome)
+    record["targets"] = {to: told(outcome) for to, outcome in record["targets"].items()}
     record["seconds"] = round(time.process_time() - start, 1)
     return record
 
@@ -112,7 +114,6 @@ def _on(
 
 def _add(record: dict[str, Any], again: dict[str, Any]) -> None:
     """Add what layers without an interior gave on a larger input to the record of a target."""
-    record["seconds"] = round(record["seconds"] + again.get("seconds", 0), 2)
     if "swapped" not in again:  # it failed, or was not begun: they stay without
         record.setdefault("error", again["error"])
         return
@@ -182,8 +183,7 @@ def compare(
     """
     plan = plan_traced(found, model, [Swap("*", to)], call)
     if only is not None:
-        steps = (kept(step, "") if step.action == "swap" and step.site.name not in only else step for step in plan)
-        plan = replace(plan, steps=tuple(steps))
+        plan = keeping(plan, "", lambda step: step.site.name not in only)
     parts = groups(plan, PARAMETER_LIMIT, GROUPS, batch=len(call[0]))
     outcomes, without = [], []
     for part in parts:
@@ -205,11 +205,11 @@ def compare(
     return result
 
 
-def carried_out(plan: Plan, model: nn.Module, seed: int = 0) -> nn.Module:
+def carried_out(plan: Plan, model: nn.Module) -> nn.Module:
     """A copy of ``model`` with the layers of ``plan``, which shares the parameters of all else, to take less memory."""
     instead: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    converted = copy_with(model, instead | build_layers(plan.steps, seed))
-    attach_report(converted, make_report(plan, make_recipe(plan.steps, seed), None))
+    converted = copy_with(model, instead | build_layers(plan.steps, SEED))
+    attach_report(converted, make_report(plan, make_recipe(plan.steps, SEED), None))
     return converted
 
 

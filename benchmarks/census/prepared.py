@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+SEED = 0
+"""Of what is drawn: weights, samples, random starts."""
+
 _RATES = ("p", "prob", "drop", "drop_path", "drop_path_rate", "drop_prob", "drop_rate", "dropout", "patch_drop_rate")
 """What torch, torchvision and timm call the rates of dropout, drop-path, drop-block and patch dropout."""
 
@@ -17,7 +20,7 @@ _RATES = ("p", "prob", "drop", "drop_path", "drop_path_rate", "drop_prob", "drop
 @torch.no_grad()
 def as_if_trained(model: nn.Module) -> nn.Module:
     """Give norms, biases and layer scales ordinary values: libraries start some at 0, which hides what comes before."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     for name, parameter in model.named_parameters():
         if parameter.dim() <= 1 or "scale" in name or "gamma" in name:
             parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1, generator=generator)

@@ -1,8 +1,13 @@
-"""Reasons without what is of one convolution alone, so that the same ones can be counted together."""
+"""Reasons and errors in few words."""
 
 from __future__ import annotations
 
 import re
+
+
+def in_words(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def in_general(reason: str) -> str:

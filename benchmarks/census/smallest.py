@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,11 +16,10 @@ from convswap.inputs import default_input_shape
 from convswap.throwaway import cleared_caches, throwaway_copy, untouched_randomness
 
 from .catalogue import build, families, family
-from .file import read_census
-from .prepared import as_if_trained
+from .file import CENSUS, read_census
+from .prepared import SEED, as_if_trained
+from .reasons import in_words
 from .results import versions
-
-CENSUS = Path(__file__).parent.parent / "census.json"
 
 SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 512)
 """Pixels on each axis that are tried, in this order."""
@@ -30,7 +28,7 @@ FRAMES = (4, 8, 16, 32)
 
 FEW_BOXES: dict[str, dict[str, float]] = {
     "rcnn": {
-        **{"box_score_thresh": 0.0, "box_detections_per_img": 10},
+        **{"box_score_thresh": 0.0, "box_detections_per_img": 4},
         **{"rpn_post_nms_top_n_test": 50, "rpn_post_nms_top_n_train": 50},
     },
     "": {"score_thresh": 0.0, "detections_per_img": 10, "topk_candidates": 20},
@@ -63,12 +61,12 @@ class SmallestInput:
     def model(self, name: str) -> nn.Module:
         """The architecture on the CPU with the statistics of a trained one, in evaluation mode."""
         with untouched_randomness():
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             return as_if_trained(build(name, "cpu", **self.arguments)).eval()
 
-    def call(self, batch: int = 2, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    def call(self, batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
         """Positional arguments: standard normal images, of detection models with values from 0 to 1."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(SEED)
         if self.kind == "list of images":
             return ([torch.rand(self.shape, generator=generator, dtype=dtype) for _ in range(batch)],)
         number = 2 if self.kind == "two images" else 1
@@ -130,7 +128,7 @@ def smallest_input(name: str, model: nn.Module | None = None, least: int = 0, fr
         try:
             _run(name, build(name, **candidate.arguments) if candidate.arguments else model, candidate)
         except Exception as error:  # models refuse inputs in every way there is
-            failure = f"{type(error).__name__}: {error}".partition("\n")[0]
+            failure = in_words(error)
         else:
             return candidate
     raise ConvswapError(f"{name} takes none of the inputs that were tried; the last one failed with {failure}")
@@ -153,6 +151,7 @@ def _candidates(name: str, model: nn.Module, least: int, frames: int) -> Iterato
             for length in lengths:  # its position embeddings are of one size
                 given = {"spatial_size": (size, size), "temporal_size": length}
                 yield SmallestInput((3, length, size, size), arguments=given)
+        yield SmallestInput((3, 16, 224, 224))  # mvit_v2_s takes no other
     elif kind.startswith("torchvision:video."):
         yield from (SmallestInput((3, length, size, size)) for size in sizes for length in lengths)
     else:

@@ -21,6 +21,7 @@ from convswap.targets import all_targets
 from .catalogue import build_and_tell
 from .file import Record
 from .made_convolutions import made_convolutions
+from .prepared import SEED
 from .reasons import in_general
 
 
@@ -113,7 +114,7 @@ def _try(target: str, model: nn.Module, found: Trace) -> Record:
     """What a target does with a model, its plan carried out."""
     try:
         plan = plan_traced(found, model, [Swap("*", target)])
-        layers = build_layers(plan.steps, seed=0)
+        layers = build_layers(plan.steps, seed=SEED)
         converted = copy_with(model, layers)
         places = {name for step in plan.swaps for name in step.site.names()}
         difference = _not_as_planned(plan, layers) or _difference(model, converted, places, layers)

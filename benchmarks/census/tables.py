@@ -147,11 +147,9 @@ def _reasons(records: Records) -> Iterator[str]:
     numbers: Counter[tuple[str, str]] = Counter()
     models: Counter[tuple[str, str]] = Counter()
     for _, target, outcome in _outcomes(records):
-        of_model: Counter[tuple[str, str]] = Counter()
         for why, number in outcome.get("kept", {}).items():
-            of_model[target, why] += number
-        numbers.update(of_model)
-        models.update(of_model.keys())
+            numbers[target, why] += number
+            models[target, why] += 1
     everywhere = _of_all_targets(numbers, {target for _, target, _ in _outcomes(records)})
     rows = [("(all)", why, numbers[key], models[key]) for why, key in everywhere.items()]
     order = list(dict.fromkeys(target for _, target, _ in _outcomes(records)))

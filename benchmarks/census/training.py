@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,19 +18,18 @@ from convswap.comparing import compare_outputs, compare_tensors, interior
 from convswap.plan import Plan, plan_traced
 from convswap.sites import Trace
 from convswap.targets import all_targets
-from convswap.targets.base import Fidelity
 from convswap.throwaway import untouched_randomness
 
-from .budget import LEFT_OUT, groups, kept
+from .budget import LEFT_OUT, groups, keeping
 from .carried_gradients import Gradients, carried_errors
 from .magnitudes import greatest, greatest_of, rounded
 from .numbers import ROOM, batch_of, carried_out, traced
-from .prepared import in_double, without_randomness
+from .prepared import SEED, in_double, without_randomness
 from .smallest import SmallestInput, smallest_input
-from .turns import by_turns
+from .turns import by_turns, told
 
 MEMORY_LIMIT = 3 * 2**29
-"""Bytes, in single precision, that the layers of a converted model may take with what they keep for gradients."""
+"""Bytes that the layers of a converted model may take together, with what they keep for gradients."""
 
 
 OUTPUT_LIMIT = 1e-10
@@ -42,6 +42,8 @@ TIME_LIMIT = 300
 """Seconds of a core after which no target is begun."""
 
 NOT_RUN = "it does not run in training mode"
+APPROXIMATE = "it is approximate"
+OTHER_PROMISE = "it promises something else"
 
 GRADIENT_LIMIT = 1e-8
 """Largest relative error of gradients: a difference of quotients has fewer digits than the numbers it is of."""
@@ -81,12 +83,14 @@ def training(name: str, targets: Iterable[str] | None = None) -> dict[str, Any]:
     the two of a batch magnify what is rounded off.
 
     Returns:
-        JSON values: the input, and for every target what `_compare_whole` and `_compare_interiors` give.
+        JSON values: the input, and for every target what `_compare_whole` and `_compare_interiors` give, without what
+        is None or empty.
     """
     start = time.process_time()
     given = smallest_input(name, least=ROOM)
     record: dict[str, Any] = {"input": str(given), "targets": {}}
     _on(name, given, targets or all_targets(), record["targets"], start)
+    record["targets"] = {to: told(outcome) for to, outcome in record["targets"].items()}
     record["seconds"] = round(time.process_time() - start, 1)
     return record
 
@@ -119,7 +123,7 @@ def with_labels(given: SmallestInput, call: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*call, [{"boxes": box, "labels": torch.ones(1, dtype=torch.int64)} for _ in call[0]])
 
 
-def training_step(model: nn.Module, call: tuple[Any, ...], watched: Iterable[nn.Module] = (), seed: int = 0) -> Pass:
+def training_step(model: nn.Module, call: tuple[Any, ...], watched: Iterable[nn.Module] = ()) -> Pass:
     """Forward and backward pass with a loss that weighs all outputs at random; buffers are as before afterwards."""
     reads: dict[int, Tensor] = {}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -130,7 +134,7 @@ def training_step(model: nn.Module, call: tuple[Any, ...], watched: Iterable[nn.
     handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in watched]
     try:
         with untouched_randomness(), in_double():
-            torch.manual_seed(seed)
+            torch.manual_seed(SEED)
             found = tree_leaves(model(*call))
             outputs = [value for value in found if isinstance(value, Tensor) and value.requires_grad]
             loss = sum(((value * _weights(value)).mean() for value in outputs), torch.zeros((), dtype=torch.float64))
@@ -147,18 +151,19 @@ def training_step(model: nn.Module, call: tuple[Any, ...], watched: Iterable[nn.
 
 
 def _weights(value: Tensor) -> Tensor:
-    return torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=value.dtype)
+    return torch.randn(value.shape, generator=torch.Generator().manual_seed(SEED), dtype=value.dtype)
 
 
 def _compare(model: nn.Module, original: Pass, found: Trace, to: str, call: tuple[Any, ...]) -> dict[str, Any]:
     plan = plan_traced(found, model, [Swap("*", to)], call)
     result: dict[str, Any] = {"swapped": len(plan.swaps)}
-    plan = _without(plan, {step.site.name for step in plan if id(step.site.module) not in original.reads}, NOT_RUN)
-    plan = _without(plan, {s.site.name for s in plan if s.fidelity not in ("exact", "interior")}, "it is approximate")
+    plan = keeping(plan, NOT_RUN, lambda step: id(step.site.module) not in original.reads)
+    plan = keeping(plan, APPROXIMATE, lambda step: step.fidelity not in ("exact", "interior"))
     plan = groups(plan, MEMORY_LIMIT, 1, training=True)[0] if plan.swaps else plan
-    reasons = [step.reason for step in plan if step.reason in (NOT_RUN, "it is approximate", LEFT_OUT)]
+    reasons = [step.reason for step in plan if step.reason in (NOT_RUN, APPROXIMATE, LEFT_OUT)]
     result["not_compared"] = dict(Counter(reasons))
-    exact, bordered = (_only(plan, fidelity) for fidelity in ("exact", "interior"))
+    exact = keeping(plan, OTHER_PROMISE, lambda step: step.fidelity != "exact")
+    bordered = keeping(plan, OTHER_PROMISE, lambda step: step.fidelity != "interior")
     if exact.swaps:
         result["exact"] = _compare_whole(model, original, exact, call)
     if bordered.swaps:
@@ -177,28 +182,20 @@ def _compare(model: nn.Module, original: Pass, found: Trace, to: str, call: tupl
     return result
 
 
-def _without(plan: Plan, names: Collection[str], reason: str) -> Plan:
-    steps = (kept(step, reason) if step.action == "swap" and step.site.name in names else step for step in plan)
-    return replace(plan, steps=tuple(steps))
-
-
-def _only(plan: Plan, fidelity: Fidelity) -> Plan:
-    steps = (step if step.fidelity in (None, fidelity) else kept(step, "it promises something else") for step in plan)
-    return replace(plan, steps=tuple(steps))
-
-
 def _compare_whole(model: nn.Module, original: Pass, plan: Plan, call: tuple[Any, ...]) -> dict[str, Any]:
     """A converted model's training step compared with the original's.
 
     Returns:
         ``layers``; greatest relative errors of ``outputs`` and of the gradients of the ``others``, the parameters that
         were not converted (relative to the greatest of each, or a ten-thousandth of the greatest of all); and of the
-        ``carried`` weights' slopes, with the layer where that is. ``outputs`` is None if they have no finite numbers;
+        ``carried`` weights' slopes, with the layer where that is. ``outputs`` is None if they have no finite numbers,
+        infinite if they have other shapes;
         ``not_smooth`` the number of layers whose slopes could not be found.
     """
     converted = carried_out(plan, model)
     step = training_step(converted, call)
     outputs = compare_outputs(original.outputs, step.outputs)
+    apart = outputs.relative_error if outputs.same_shapes else math.inf
     layers = {swap.site.name: converted.get_submodule(swap.site.name) for swap in plan.swaps}
     carried = carried_errors(plan.swaps, layers, original.gradients, step.gradients)
     slopes = {name: error for name, error in carried.items() if error is not None}
@@ -212,7 +209,7 @@ def _compare_whole(model: nn.Module, original: Pass, plan: Plan, call: tuple[Any
     ]
     return {
         "layers": len(plan.swaps),
-        "outputs": None if outputs.relative_error is None else rounded(outputs.relative_error),
+        "outputs": None if apart is None else rounded(apart),
         "others": rounded(_greatest_difference(others)),
         "carried": rounded(greatest(slopes.values())),
         "worst": worst,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from convswap.errors import NothingToSwapError
 
 from .budget import memory_limit
+from .reasons import in_words
 
 NO_TIME = "not begun, as the time for this model was over"
 """What is said of targets that come too late."""
@@ -26,16 +27,14 @@ def by_turns(
 
     Args:
         targets: by name.
-        records: for results, with the processor's seconds that each took.
+        records: for results.
         compare: called with each target.
         end: no target is begun when the process has had so many seconds of the processor.
         room: bytes that each target may ask for.
     """
     for to in targets:
-        start = time.process_time()
-        records[to] = {}
-        if start > end:
-            records[to]["error"] = NO_TIME
+        if time.process_time() > end:
+            records[to] = {"error": NO_TIME}
             continue
         try:
             with memory_limit(room):
@@ -44,10 +43,10 @@ def by_turns(
             records[to] = {"swapped": 0}
         except Exception as error:  # what it is goes into the record
             records[to] = {"error": in_words(error)}
-        records[to]["seconds"] = round(time.process_time() - start, 2)
         gc.collect(1)
 
 
-def in_words(error: Exception) -> str:
-    """The first line of what an exception says."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+def told(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """What an outcome tells: what is None or empty in it is left out."""
+    inner = {key: told(value) if isinstance(value, dict) else value for key, value in outcome.items()}
+    return {key: value for key, value in inner.items() if value not in (None, {}, [])}

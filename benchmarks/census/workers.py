@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from .reasons import in_words
 
 Work = Callable[[str], dict[str, Any]]
 OnResult = Callable[[str, dict[str, Any]], None]
@@ -104,8 +105,7 @@ def _in_child(name: str, work: Work, end: Connection) -> None:
     try:
         result = work(name)
     except Exception as error:  # whatever it is, the other models go on
-        words = str(error).partition("\n")[0]
-        result = {"failure": f"{type(error).__name__}: {words}", "traceback": traceback.format_exc()[-2000:]}
+        result = {"failure": in_words(error)}
     end.send(result)
     end.close()
 
@@ -135,7 +135,7 @@ def _look_at(one: _Running, time_limit: float, memory_limit: float) -> dict[str,
 
 def _stop(one: _Running) -> None:
     one.results.close()
-    one.process.join(timeout=5 if one.process.exitcode is None and not one.process.is_alive() else 0.5)
+    one.process.join(timeout=0.5)
     if one.process.is_alive():
         one.process.kill()
     one.process.join()
