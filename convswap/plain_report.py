@@ -50,7 +50,7 @@ def call_from_dict(kind: type[Call], layer: type, data: Mapping[str, Any]) -> Ca
     """The inverse of `call_to_dict`, for data of any origin.
 
     Args:
-        kind: of what was called.
+        kind: class of the call, `Freezing` or `Reversion`.
         layer: class of its layers.
         data: what was read.
 

@@ -138,7 +138,7 @@ class Report:
         return {name: layer for layers in self.made_plain().values() for name, layer in layers.items()}
 
     def made_plain(self) -> dict[str, dict[str, FrozenLayer] | dict[str, RevertedLayer]]:
-        """The same, by what was done: ``frozen`` or ``reverted``."""
+        """What is a plain convolution at present, by ``"frozen"`` and ``"reverted"``, and by name."""
         return {"frozen": self.frozen(), "reverted": self.reverted()}
 
     def total(self, which: Literal["before", "after"]) -> Cost:

@@ -16,7 +16,7 @@ from benchmarks.census.budget import LATER, LEFT_OUT, groups, memory_limit
 from benchmarks.census.carried_gradients import carried_errors
 from benchmarks.census.catalogue import all_names, families
 from benchmarks.census.number_tables import number_tables, training_tables
-from benchmarks.census.numbers import compare, numbers
+from benchmarks.census.numbers import NO_INTERIOR, compare, numbers
 from benchmarks.census.prepared import as_if_trained, in_double, without_randomness
 from benchmarks.census.smallest import SmallestInput, smallest_input, smallest_models
 from benchmarks.census.training import training, training_models, training_step, with_labels
@@ -373,6 +373,16 @@ def test_layers_without_an_interior_get_larger_inputs(monkeypatch: pytest.Monkey
     assert outcome["verified"] == {"interior": outcome["swapped"]}
     assert "not_compared" not in outcome
     assert 0 < outcome["least_compared"] < 1
+
+
+@pytest.mark.parametrize("swapped", [0, 1])
+def test_layers_that_are_kept_on_larger_inputs_are_told(swapped: int) -> None:
+    outcome: dict[str, Any] = {"verified": {}, "not_compared": {}, "worst": {}, "output": None, "least_compared": None}
+    record = {**outcome, "swapped": 3, "not_compared": {NO_INTERIOR: 2}}
+    again = {**outcome, "swapped": 1, "verified": {"interior": 1}} if swapped else {"swapped": 0}
+    numbers_of._add(record, again)
+    assert record["error"].endswith("without an interior are kept on larger inputs")
+    assert sum(record["verified"].values()) == swapped
 
 
 def test_casts_to_single_precision_stay_double() -> None:

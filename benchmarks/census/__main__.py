@@ -151,7 +151,7 @@ def _work(section: str) -> tuple[Callable[[str], Record], Callable[[], list[str]
         from .numbers import numbers
         from .smallest import smallest_models
 
-        return numbers, smallest_models, 900
+        return numbers, smallest_models, 1800
     if section == "training":
         from .training import training, training_models
 

@@ -114,10 +114,11 @@ def _on(
 
 def _add(record: dict[str, Any], again: dict[str, Any]) -> None:
     """Add what layers without an interior gave on a larger input to the record of a target."""
-    if "swapped" not in again:  # it failed, or was not begun: they stay without
-        record.setdefault("error", again["error"])
+    if not again.get("swapped"):  # it failed, was not begun, or keeps them all at this size: they stay without
+        record.setdefault("error", again.get("error", "layers without an interior are kept on larger inputs"))
         return
-    del record["not_compared"][NO_INTERIOR]
+    if again["swapped"] != record["not_compared"].pop(NO_INTERIOR):
+        record.setdefault("error", "some layers without an interior are kept on larger inputs")
     merged = _merged([record, again])
     record.update({key: merged[key] for key in merged if key not in ("output", "output_not_compared")})
 

@@ -159,7 +159,7 @@ def _compare(model: nn.Module, original: Pass, found: Trace, to: str, call: tupl
     result: dict[str, Any] = {"swapped": len(plan.swaps)}
     plan = keeping(plan, NOT_RUN, lambda step: id(step.site.module) not in original.reads)
     plan = keeping(plan, APPROXIMATE, lambda step: step.fidelity not in ("exact", "interior"))
-    plan = groups(plan, MEMORY_LIMIT, 1, training=True)[0] if plan.swaps else plan
+    plan = groups(plan, MEMORY_LIMIT, 1, batch=len(call[0]), training=True)[0] if plan.swaps else plan
     reasons = [step.reason for step in plan if step.reason in (NOT_RUN, APPROXIMATE, LEFT_OUT)]
     result["not_compared"] = dict(Counter(reasons))
     exact = keeping(plan, OTHER_PROMISE, lambda step: step.fidelity != "exact")
@@ -176,8 +176,9 @@ def _compare(model: nn.Module, original: Pass, found: Trace, to: str, call: tupl
     ]
     if wrong:
         result["error"] = f"not as before: {'; '.join(wrong)}"
-    told = sum(result["not_compared"].values()) + result.get("interior", {}).get("without_interior", 0)
-    if told + sum(result.get(fidelity, {}).get("layers", 0) for fidelity in ("exact", "interior")) != result["swapped"]:
+    counted = sum(result["not_compared"].values()) + result.get("interior", {}).get("without_interior", 0)
+    counted += sum(result.get(fidelity, {}).get("layers", 0) for fidelity in ("exact", "interior"))
+    if counted != result["swapped"]:
         result.setdefault("error", "some layers were neither compared nor told not to be")
     return result
 

@@ -193,14 +193,12 @@ def example_inputs(parsed: argparse.Namespace) -> tuple[int, ...] | None:
     return tuple(parsed.input_size)
 
 
-def load_converted_file(parsed: argparse.Namespace) -> tuple[nn.Module, Source | None]:
+def load_converted_file(parsed: argparse.Namespace, model_args: Mapping[str, Any]) -> tuple[nn.Module, Source | None]:
     """The model of ``file``, and where its architecture comes from.
 
     Raises:
-        UsageError: if ``--model-arg`` is no assignment.
         ConvswapError: if the file is none, or cannot be loaded; see `load_model`.
     """
-    model_args = assignments(parsed.model_arg)
     read_info(parsed.file)  # which a checkpoint, that load_model takes too, does not have
     return load_model(parsed.file, parsed.model, model_args, parsed.trust_source)
 

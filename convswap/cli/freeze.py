@@ -32,12 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command."""
+    model_args = arguments.assignments(parsed.model_arg)
     if parsed.mode == "mean" and not parsed.data:
         raise UsageError("--mode mean takes the mean attention over data: give --data")
     arguments.check_output_names(parsed)
     arguments.check_output_files(parsed)
     with progress(f"reading {parsed.file}"):
-        model, source = arguments.load_converted_file(parsed)
+        model, source = arguments.load_converted_file(parsed, model_args)
     with progress("freezing"):
         data = DataFiles(model, parsed.data) if parsed.data else None
         frozen = freeze(model, data, mode=parsed.mode, where=parsed.where or "*")

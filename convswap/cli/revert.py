@@ -24,10 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Run the command."""
+    model_args = arguments.assignments(parsed.model_arg)
     arguments.check_output_names(parsed)
     arguments.check_output_files(parsed)
     with progress(f"reading {parsed.file}"):
-        model, source = arguments.load_converted_file(parsed)
+        model, source = arguments.load_converted_file(parsed, model_args)
     with progress("reverting"):
         data = DataFiles(model, parsed.data) if parsed.data else None
         reverted = revert(model, parsed.where or "*", data=data)
