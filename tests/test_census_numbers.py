@@ -433,11 +433,3 @@ def test_tables_name_every_exception() -> None:
     }
     text = training_tables({"timm:a": {"targets": {"dcls": trained}}})
     assert "| `dcls` | 1 | 1 | 2 | 0e+00 | 1e-15 | 0e+00 |" in text
-
-
-def test_what_was_looked_into_explains_no_broken_layers() -> None:
-    name, error = "torchvision:ssdlite320_mobilenet_v3_large", "the outputs have other shapes"
-    for worst, explained in (({"exact": 1e-15}, True), ({"exact": 1e-12}, False), ({"interior": 1e-15}, False)):
-        outcome = {"swapped": 1, "verified": {}, "worst": worst, "output": None, "not_compared": {}, "error": error}
-        text = number_tables({name: {"targets": {"dcls": outcome}}})
-        assert ("in an order that rounding decides" in text) == explained

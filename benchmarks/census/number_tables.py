@@ -25,16 +25,6 @@ _TRAINING_HEAD = (
 )
 
 
-_EXPLAINED = {
-    ("torchvision:ssdlite320_mobilenet_v3_large", "the outputs "): "Every layer is exact up to rounding. Boxes with "
-    "equal scores are picked in an order that rounding decides.",
-}
-"""What exceptions come from that were looked into, by the model and the beginning of the words."""
-
-ROUNDING = 1e-13
-"""Largest relative error of layers, all exact, beside which such an explanation holds."""
-
-
 def number_tables(records: Records) -> str:
     """For each target the models and layers that were compared in evaluation mode, with the greatest errors."""
     good = _good(records)
@@ -139,7 +129,7 @@ def _number_row(target: str, outcomes: Mapping[str, Record]) -> tuple[Any, ...]:
         sum(outcome["swapped"] for outcome in outcomes.values()),
         *(verified[fidelity] or "" for fidelity in ("exact", "interior", "approximate")),
         *(_power(_all(outcomes, "worst", fidelity)) for fidelity in ("exact", "interior")),
-        f"{100 * min(shares):.2g} %" if shares else "",
+        f"{100 * min(shares):.3g} %" if shares else "",
         f"{min(approximate):.2g} to {max(approximate):.2g}" if approximate else "",
         _power([outcome["output"] for outcome in given if set(outcome.get("worst", ())) == {"exact"}]),
     )
@@ -202,19 +192,11 @@ def _not_compared(records: Records) -> list[str]:
 
 def _exceptions(records: Records) -> list[str]:
     """Models without a result, conversions that failed and layers that break their promise."""
-    rows = [(name, "all", record["failure"], "") for name, record in records.items() if "failure" in record]
+    rows = [(name, "all", record["failure"]) for name, record in records.items() if "failure" in record]
     for name, record in _good(records).items():
         outcomes = ((to, of) for to, of in record["targets"].items() if "error" in of)
-        rows += [(name, f"`{to}`", of["error"], _explanation(name, of)) for to, of in outcomes]
-    return table(("model", "target", "what", "where it comes from"), rows) if rows else ["None."]
-
-
-def _explanation(name: str, outcome: Record) -> str:
-    worst = outcome.get("worst", {})
-    if set(worst) != {"exact"} or worst["exact"] > ROUNDING:
-        return ""
-    error = outcome["error"]
-    return next((why for (model, words), why in _EXPLAINED.items() if model == name and error.startswith(words)), "")
+        rows += [(name, f"`{to}`", of["error"]) for to, of in outcomes]
+    return table(("model", "target", "what"), rows) if rows else ["None."]
 
 
 def _inputs(records: Records) -> list[str]:
