@@ -101,6 +101,22 @@ class GraphModel(fx.GraphModule):
 _OURS = ("_other_graph", "_mode_of_graph", "_graph", "_code", "_lineno_map", "_prologue_start")
 
 
+def graphs_of(module: fx.GraphModule) -> tuple[fx.Graph, fx.Graph | None]:
+    """The graphs of evaluation and of training mode of any graph module; None for the latter where it is the same."""
+    return module.graphs() if isinstance(module, GraphModel) else (module.graph, None)
+
+
+def set_graphs_of(
+    module: fx.GraphModule, evaluation: fx.Graph, training: fx.Graph | None, inputs: tuple[str, ...]
+) -> None:
+    """Let any graph module run these graphs, whose further ``inputs`` are called so."""
+    if isinstance(module, GraphModel):
+        module.set_graphs(evaluation, training)
+    else:
+        module.graph = evaluation
+    module.meta[FURTHER_INPUTS] = inputs
+
+
 def as_graph_model(model: nn.Module) -> GraphModel:
     """A converted model as a graph module that shares all parts and tensors with it.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from .generated_forward import FURTHER_INPUTS, check_class, further_inputs, guided_forward
-from .graph_model import GraphModel
+from .graph_model import graphs_of, set_graphs_of
 from .guide_nodes import placeholders
 from .layers.hypernet.fit import fit_guide
 from .layers.hypernet_conv import HypernetConv2d
@@ -60,7 +60,7 @@ def restorer(model: nn.Module) -> Callable[[], None]:
     """What gives the parts of ``model`` the forwards back that they have at present."""
     changed = [(module, type(module), _held(module)) for module in model.modules() if guided_forward(module)]
     graphs = [
-        (module, copy.deepcopy(_graphs(module)), further_inputs(module))
+        (module, copy.deepcopy(graphs_of(module)), further_inputs(module))
         for module in model.modules()
         if isinstance(module, fx.GraphModule)
     ]
@@ -72,11 +72,7 @@ def restorer(model: nn.Module) -> Callable[[], None]:
             part.__class__ = kind
             part.__dict__.update(constants)
         for module, (evaluation, training), inputs in graphs:
-            if isinstance(module, GraphModel):
-                module.set_graphs(evaluation, training)
-            else:
-                module.graph = evaluation
-            module.meta[FURTHER_INPUTS] = inputs
+            set_graphs_of(module, evaluation, training, inputs)
 
     return restore
 
@@ -86,10 +82,6 @@ def _held(module: nn.Module) -> dict[str, Any]:
     changed = guided_forward(module)
     names = set() if changed is None else changed.constants()
     return {name: module.__dict__[name] for name in names if name in module.__dict__}
-
-
-def _graphs(module: fx.GraphModule) -> tuple[fx.Graph, fx.Graph | None]:
-    return module.graphs() if isinstance(module, GraphModel) else (module.graph, None)
 
 
 def _part(root: nn.Module, name: str) -> nn.Module | None:
@@ -103,7 +95,7 @@ def _edit(module: fx.GraphModule, reverted: Collection[int]) -> None:
     """The same for one module."""
     names = {name for name, part in module.named_modules(remove_duplicate=False) if id(part) in reverted}
     inputs = further_inputs(module)
-    graphs = [*filter(None, _graphs(module))]
+    graphs = [*filter(None, graphs_of(module))]
     for graph in graphs:
         for node in [node for node in graph.nodes if node.op == "call_module"]:
             owner, _, part = str(node.target).rpartition(".")

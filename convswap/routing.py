@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .errors import GuideError
 from .generated_forward import (
-    FURTHER_INPUTS,
     GraphCode,
     GuidedForward,
     check_class,
@@ -21,7 +20,7 @@ from .generated_forward import (
     guided_forward,
     plain_class,
 )
-from .graph_model import GraphModel, constants_of
+from .graph_model import constants_of, graphs_of, set_graphs_of
 from .guide_nodes import (
     MODEL_INPUT,
     first_name,
@@ -85,11 +84,7 @@ def route_guides(model: nn.Module) -> None:
 def _install(root: fx.GraphModule, part: Routed) -> None:
     """Let a graph module run the edited graphs."""
     inputs = (*further_inputs(root), *part.inputs)
-    if isinstance(root, GraphModel):
-        root.set_graphs(part.region.evaluation, part.region.training)
-    else:
-        root.graph = part.region.evaluation
-    root.meta[FURTHER_INPUTS] = inputs
+    set_graphs_of(root, part.region.evaluation, part.region.training, inputs)
 
 
 def unrouted(model: nn.Module) -> Iterator[tuple[str, HypernetConv2d]]:
@@ -109,8 +104,7 @@ def unrouted(model: nn.Module) -> Iterator[tuple[str, HypernetConv2d]]:
 
 def _handed_by_graph(module: fx.GraphModule) -> Iterator[int]:
     """Identities of the guided layers that a graph module calls with a guide, or in parts."""
-    graphs = module.graphs() if isinstance(module, GraphModel) else (module.graph,)
-    for node in (node for graph in graphs if graph is not None for node in graph.nodes):
+    for node in (node for graph in graphs_of(module) if graph is not None for node in graph.nodes):
         if node.op == "call_module":
             target = str(node.target)
             yield id(module.get_submodule(target.rpartition(".")[0]))

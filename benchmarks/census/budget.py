@@ -59,9 +59,9 @@ def left_out(plan: Plan) -> int:
     return sum(step.reason == LEFT_OUT for step in plan)
 
 
-def keeping(plan: Plan, reason: str, left_out: Callable[[Step], bool]) -> Plan:
-    """``plan`` with those of its swaps kept, for this reason, that are ``left_out``."""
-    steps = (kept(step, reason) if step.action == "swap" and left_out(step) else step for step in plan)
+def keeping(plan: Plan, reason: str, which: Callable[[Step], bool]) -> Plan:
+    """``plan`` with those of its swaps kept, for this reason, that ``which`` chooses."""
+    steps = (kept(step, reason) if step.action == "swap" and which(step) else step for step in plan)
     return replace(plan, steps=tuple(steps))
 
 
